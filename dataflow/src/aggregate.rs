@@ -1,0 +1,235 @@
+//! Aggregate views: differences of rows in, groups out (architecture D6).
+//!
+//! Joins are differential joins shared by all views: one arrangement holds every joined table's rows by (index, key),
+//! and each of the [`MAX_JOINS`] levels joins the rows that have come that far. What comes out is grouped here. Linear
+//! aggregates are numbers that differences add to; `min`, `max` and `count_distinct` keep their values counted and
+//! sorted, so every change costs the logarithm of a group's size and never a recomputation.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use hashbrown::HashMap;
+use schemas::row::{Cell, ColumnType, DECIMAL_SCALE, Row};
+use udf::aggregate_view::{Aggregate, AggregateView, Function};
+
+use crate::{
+    rows::IndexNo,
+    view::{Instance, Logic, ViewNo},
+};
+
+/// One row of each source joined so far.
+pub(crate) type Joined = Vec<Row>;
+
+/// Key of a join: which index, and the values of its columns.
+pub(crate) type JoinKey = (IndexNo, Vec<Cell>);
+
+struct Installed {
+    instance: Arc<Instance>,
+    /// The index behind each join.
+    indexes: Vec<IndexNo>,
+    groups: HashMap<Vec<Cell>, Group>,
+    /// Its table is gone; what it was given is being taken back.
+    retired: bool,
+}
+
+struct Group {
+    rows: i64,
+    accumulators: Vec<Accumulator>,
+}
+
+enum Accumulator {
+    Sum { total: i128, values: i64 },
+    Values(BTreeMap<Cell, i64>),
+}
+
+/// Aggregate views of one worker.
+#[derive(Default)]
+pub(crate) struct Aggregates {
+    views: HashMap<ViewNo, Installed>,
+    touched: BTreeSet<(ViewNo, Vec<Cell>)>,
+    /// Columns of each index's table that make its key.
+    keys: HashMap<IndexNo, Vec<usize>>,
+}
+
+/// What to do with a row that has been joined to some depth.
+pub(crate) enum Next {
+    /// Join it by this key.
+    Join(JoinKey),
+    /// All sources are joined.
+    Done,
+    /// It meets nothing: a key is null, or the view is gone.
+    Drop,
+}
+
+impl Aggregates {
+    /// Adds a view whose joins use these indexes.
+    pub(crate) fn install(&mut self, instance: &Arc<Instance>, indexes: Vec<IndexNo>) {
+        self.views.insert(
+            instance.no,
+            Installed { instance: Arc::clone(instance), indexes, groups: HashMap::new(), retired: false },
+        );
+    }
+
+    /// Marks a view retired and returns the indexes that no other view uses.
+    pub(crate) fn retire(&mut self, no: ViewNo) -> Vec<IndexNo> {
+        let Some(gone) = self.views.get_mut(&no) else { return Vec::new() };
+        gone.retired = true;
+        let indexes = gone.indexes.clone();
+        let used = |index: &IndexNo| self.views.values().any(|view| !view.retired && view.indexes.contains(index));
+        indexes.into_iter().filter(|index| !used(index)).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Forgets a retired view and the indexes that went with it.
+    pub(crate) fn forget(&mut self, no: ViewNo, indexes: &[IndexNo]) {
+        self.views.remove(&no);
+        self.touched.retain(|(view, _)| *view != no);
+        for index in indexes {
+            self.keys.remove(index);
+        }
+    }
+
+    /// Registers the key columns of an index.
+    pub(crate) fn index(&mut self, no: IndexNo, columns: Vec<usize>) {
+        self.keys.insert(no, columns);
+    }
+
+    /// The key of a row in an index; `None` if a part of it is null.
+    pub(crate) fn index_key(&self, no: IndexNo, row: &Row) -> Option<JoinKey> {
+        let columns = self.keys.get(&no)?;
+        let key: Vec<Cell> = columns.iter().map(|column| row.get(*column).cloned().unwrap_or(Cell::Null)).collect();
+        (!key.contains(&Cell::Null)).then_some((no, key))
+    }
+
+    /// Where a row goes after it has met `rows.len() - 1` joins.
+    pub(crate) fn next(&self, no: ViewNo, rows: &Joined) -> Next {
+        let Some(installed) = self.views.get(&no) else { return Next::Drop };
+        let Logic::Groups { view, .. } = &installed.instance.logic else { return Next::Drop };
+        let level = rows.len().saturating_sub(1);
+        let (Some(join), Some(index)) = (view.joins.get(level), installed.indexes.get(level)) else { return Next::Done };
+        let key: Vec<Cell> = join.left.iter().map(|column| AggregateView::cell(rows, *column).clone()).collect();
+        if key.contains(&Cell::Null) { Next::Drop } else { Next::Join((*index, key)) }
+    }
+
+    /// Group of a joined row, for sharing groups out among workers.
+    pub(crate) fn group(&self, no: ViewNo, rows: &Joined) -> Option<Vec<Cell>> {
+        let Logic::Groups { view, .. } = &self.views.get(&no)?.instance.logic else { return None };
+        if view.filter.as_ref().is_some_and(|filter| !filter.passes(rows)) {
+            return None;
+        }
+        Some(view.group_by.iter().map(|column| AggregateView::cell(rows, *column).clone()).collect())
+    }
+
+    /// Adds a difference to the group of a joined row.
+    pub(crate) fn add(&mut self, no: ViewNo, rows: &Joined, diff: isize) {
+        let Some(key) = self.group(no, rows) else { return };
+        let Some(installed) = self.views.get_mut(&no) else { return };
+        let Logic::Groups { view, .. } = &installed.instance.logic else { return };
+        let diff = i64::try_from(diff).unwrap_or_default();
+        let group = installed.groups.entry(key.clone()).or_insert_with(|| Group {
+            rows: 0,
+            accumulators: view.aggregates.iter().map(Accumulator::new).collect(),
+        });
+        group.rows += diff;
+        for (aggregate, accumulator) in view.aggregates.iter().zip(&mut group.accumulators) {
+            if aggregate.filter.as_ref().is_none_or(|filter| filter.passes(rows)) {
+                accumulator.add(aggregate.column.map(|column| AggregateView::cell(rows, column)), diff);
+            }
+        }
+        self.touched.insert((no, key));
+    }
+
+    /// Takes the groups that changed: per view, each group's key text and its row (none if it is empty now).
+    pub(crate) fn changed(&mut self, stamp: i64) -> BTreeMap<ViewNo, Vec<(Arc<str>, Vec<Row>)>> {
+        let mut changed: BTreeMap<ViewNo, Vec<(Arc<str>, Vec<Row>)>> = BTreeMap::new();
+        for (no, key) in std::mem::take(&mut self.touched) {
+            let Some(installed) = self.views.get_mut(&no) else { continue };
+            let Logic::Groups { view, .. } = &installed.instance.logic else { continue };
+            let text: Arc<str> = serde_json::to_string(&key).unwrap_or_default().into();
+            let Some(group) = installed.groups.get(&key) else { continue };
+            let rows = if group.rows > 0 {
+                let aggregates = view.aggregates.iter().zip(&group.accumulators);
+                let values = aggregates.map(|(aggregate, accumulator)| accumulator.value(aggregate));
+                vec![key.iter().cloned().chain([Cell::Datetime(stamp)]).chain(values).collect()]
+            } else {
+                // While a view is being built its differences come in any order; a group that is empty for good
+                // has no values left either.
+                if group.rows == 0 && group.accumulators.iter().all(Accumulator::is_empty) {
+                    installed.groups.remove(&key);
+                }
+                Vec::new()
+            };
+            changed.entry(no).or_default().push((text, rows));
+        }
+        changed
+    }
+}
+
+impl Accumulator {
+    fn new(aggregate: &Aggregate) -> Self {
+        match aggregate.function {
+            Function::Count | Function::Sum | Function::Avg => Self::Sum { total: 0, values: 0 },
+            Function::CountDistinct | Function::Min | Function::Max => Self::Values(BTreeMap::new()),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Sum { total, values } => *total == 0 && *values == 0,
+            Self::Values(values) => values.is_empty(),
+        }
+    }
+
+    /// `cell` is `None` when rows are counted.
+    fn add(&mut self, cell: Option<&Cell>, diff: i64) {
+        if cell == Some(&Cell::Null) {
+            return;
+        }
+        match self {
+            Self::Sum { total, values } => {
+                *values += diff;
+                let value = match cell {
+                    Some(Cell::Int(value)) => i128::from(*value),
+                    Some(Cell::Decimal(value)) => *value,
+                    _ => 0,
+                };
+                *total = total.saturating_add(value.saturating_mul(i128::from(diff)));
+            }
+            Self::Values(counted) => {
+                let Some(cell) = cell else { return };
+                let count = counted.entry(cell.clone()).or_default();
+                *count += diff;
+                if *count == 0 {
+                    counted.remove(cell);
+                }
+            }
+        }
+    }
+
+    fn value(&self, aggregate: &Aggregate) -> Cell {
+        let number = |value: i128| {
+            if aggregate.result == ColumnType::Decimal {
+                Cell::Decimal(value)
+            } else {
+                i64::try_from(value).map_or(Cell::Null, Cell::Int)
+            }
+        };
+        match (self, aggregate.function) {
+            (Self::Sum { values, .. }, Function::Count) => Cell::Int(*values),
+            (Self::Sum { total, .. }, Function::Sum) => number(*total),
+            (Self::Sum { values: 0, .. }, _) => Cell::Null,
+            (Self::Sum { total, values }, _) => Cell::Decimal(scaled(*total, aggregate) / i128::from(*values)),
+            (Self::Values(counted), Function::CountDistinct) => {
+                Cell::Int(i64::try_from(counted.len()).unwrap_or(i64::MAX))
+            }
+            (Self::Values(counted), Function::Min) => counted.keys().next().cloned().unwrap_or(Cell::Null),
+            (Self::Values(counted), _) => counted.keys().next_back().cloned().unwrap_or(Cell::Null),
+        }
+    }
+}
+
+/// A total in units of a decimal column.
+fn scaled(total: i128, aggregate: &Aggregate) -> i128 {
+    if aggregate.over_integers { total.saturating_mul(10i128.pow(DECIMAL_SCALE.unsigned_abs().into())) } else { total }
+}

@@ -1,0 +1,394 @@
+//! Which views there are: from definitions in the change log to instances, and which of them readers see.
+//!
+//! In:  definition documents (put and deleted), and reports of builds that ended. Out: [`Command`]s for the workers, and
+//! the names under which finished tables are published.
+//!
+//! A changed definition is a new instance beside the published one. Aggregate views over a data source that is being
+//! replaced are built again on its new instance, and all of them take the old ones' place in one tick.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use hashbrown::HashMap;
+use schemas::{
+    change::DocKind,
+    id::DomainId,
+    row::TableSchema,
+    table::{DomainTables, Table, TableName, ViewState, ViewStatus},
+};
+use serde_json::Value;
+use udf::{
+    DataSource,
+    aggregate_view::{AggregateView, UPDATED_AT},
+};
+
+use crate::view::{Command, Instance, Logic, RowLogic, ViewNo, case_documents, form_documents};
+
+type DefinitionKey = (DomainId, DocKind, String);
+
+/// A definition and its instances.
+#[derive(Default)]
+struct Definition {
+    document: Value,
+    live: Option<ViewNo>,
+    building: Option<ViewNo>,
+    failed: Option<String>,
+}
+
+struct Installed {
+    instance: Arc<Instance>,
+    complete: bool,
+    started: Instant,
+    done: usize,
+    total: usize,
+    table: Option<Arc<Table>>,
+}
+
+/// All definitions and instances of all domains.
+#[derive(Default)]
+pub(crate) struct Catalog {
+    definitions: BTreeMap<DefinitionKey, Definition>,
+    instances: HashMap<ViewNo, Installed>,
+    errors: HashMap<DomainId, Arc<Table>>,
+    last: u32,
+    /// Domains whose published tables are out of date.
+    dirty: BTreeSet<DomainId>,
+    published: HashMap<DomainId, Arc<DomainTables>>,
+}
+
+/// Ids of the built-in views; they have no definition document and cannot be dropped.
+const BUILT_IN: [(&str, DocKind); 2] = [("case_documents", DocKind::Case), ("form_documents", DocKind::Form)];
+
+impl Catalog {
+    /// Installs the built-in views of a domain that is seen for the first time.
+    pub(crate) fn domain(&mut self, domain: &DomainId) -> Vec<Command> {
+        if self.published.contains_key(domain) {
+            return Vec::new();
+        }
+        self.published.insert(domain.clone(), Arc::default());
+        let mut commands = Vec::new();
+        for (id, kind) in BUILT_IN {
+            let (logic, schema) = match kind {
+                DocKind::Case => (RowLogic::CaseDocuments, case_documents()),
+                _ => (RowLogic::FormDocuments, form_documents()),
+            };
+            let stamp_column = schema.position("indexed_on");
+            let no = self.install(domain, id, Logic::Rows(logic), Arc::new(schema), stamp_column, &mut commands);
+            let definition = Definition { building: Some(no), ..Definition::default() };
+            self.definitions.insert((domain.clone(), kind, id.to_owned()), definition);
+        }
+        commands
+    }
+
+    fn install(
+        &mut self,
+        domain: &DomainId,
+        id: &str,
+        logic: Logic,
+        schema: Arc<TableSchema>,
+        stamp_column: Option<usize>,
+        commands: &mut Vec<Command>,
+    ) -> ViewNo {
+        self.last += 1;
+        let no = ViewNo(self.last);
+        let instance = Arc::new(Instance { no, domain: domain.clone(), id: id.to_owned(), logic, schema, stamp_column });
+        commands.push(Command::Install(Arc::clone(&instance)));
+        let installed =
+            Installed { instance, complete: false, started: Instant::now(), done: 0, total: 0, table: None };
+        self.instances.insert(no, installed);
+        self.dirty.insert(domain.clone());
+        no
+    }
+
+    /// Takes in a definition document; `None` drops the view.
+    pub(crate) fn define(&mut self, domain: &DomainId, kind: DocKind, id: &str, document: Option<&str>) -> Vec<Command> {
+        let mut commands = self.domain(domain);
+        let key = (domain.clone(), kind, id.to_owned());
+        let Some(text) = document else {
+            self.drop_view(&key, &mut commands);
+            return commands;
+        };
+        self.dirty.insert(domain.clone());
+        let document = serde_json::from_str(text).unwrap_or(Value::Null);
+        self.definitions.entry(key.clone()).or_default().document = document;
+        if kind == DocKind::DataSource { self.build_source(&key, &mut commands) } else { self.build_groups(&key, &mut commands) }
+        commands
+    }
+
+    fn build_source(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
+        let (domain, _, id) = key;
+        let Some(document) = self.definitions.get(key).map(|definition| definition.document.clone()) else { return };
+        let built = match DataSource::compile(&document) {
+            Ok(source) => {
+                let schema = Arc::new(source.schema().clone());
+                let stamp_column = schema.position("inserted_at");
+                Ok(self.install(domain, id, Logic::Rows(RowLogic::Source(source)), schema, stamp_column, commands))
+            }
+            Err(errors) => Err(errors.to_string()),
+        };
+        let table = table_id(&document);
+        self.set_building(key, built, commands);
+        // Whatever reads this table is built again on its new rows; what waited for it is tried again.
+        let readers: Vec<DefinitionKey> = self
+            .definitions
+            .iter()
+            .filter(|((of, kind, _), definition)| {
+                of == domain
+                    && *kind == DocKind::AggregateView
+                    && AggregateView::tables_of(&definition.document).iter().any(|name| Some(name.as_str()) == table.as_deref())
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        for reader in readers {
+            self.build_groups(&reader, commands);
+        }
+    }
+
+    fn build_groups(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
+        let (domain, _, id) = key;
+        let Some(document) = self.definitions.get(key).map(|definition| definition.document.clone()) else { return };
+        let schema_of = |table: &str| {
+            let no = self.source(domain, table)?;
+            Some(Arc::clone(&self.instances.get(&no)?.instance.schema))
+        };
+        let built = match AggregateView::compile(&document, &schema_of) {
+            Ok(view) => {
+                let inputs = view.sources.iter().filter_map(|source| self.source(domain, &source.table)).collect();
+                let schema = Arc::clone(&view.schema);
+                let stamp_column = schema.position(UPDATED_AT);
+                Ok(self.install(domain, id, Logic::Groups { view, inputs }, schema, stamp_column, commands))
+            }
+            Err(errors) => Err(errors.to_string()),
+        };
+        self.set_building(key, built, commands);
+    }
+
+    /// Makes a new instance the one being built, in place of one that was.
+    fn set_building(&mut self, key: &DefinitionKey, built: Result<ViewNo, String>, commands: &mut Vec<Command>) {
+        let definition = self.definitions.entry(key.clone()).or_default();
+        let (building, failed) = match built {
+            Ok(no) => (Some(no), None),
+            Err(message) => {
+                tracing::warn!(domain = %key.0, view = key.2, message, "a view definition cannot be maintained");
+                (None, Some(message))
+            }
+        };
+        let before = std::mem::replace(&mut definition.building, building);
+        definition.failed = failed;
+        if let Some(before) = before {
+            self.retire(before, commands);
+        }
+    }
+
+    /// The newest instance of a domain's data source with that `table_id`.
+    fn source(&self, domain: &DomainId, table: &str) -> Option<ViewNo> {
+        self.definitions
+            .iter()
+            .filter(|((of, kind, _), definition)| {
+                of == domain && *kind == DocKind::DataSource && table_id(&definition.document).as_deref() == Some(table)
+            })
+            .find_map(|(_, definition)| definition.building.or(definition.live))
+    }
+
+    fn drop_view(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
+        let Some(definition) = self.definitions.remove(key) else { return };
+        self.dirty.insert(key.0.clone());
+        let gone: Vec<ViewNo> = definition.live.into_iter().chain(definition.building).collect();
+        // Aggregate views over it go first: their rows are taken back from tables that still exist.
+        let reads = |instance: &Instance| matches!(&instance.logic, Logic::Groups { inputs, .. } if inputs.iter().any(|input| gone.contains(input)));
+        let mut readers = Vec::new();
+        for (reader, held) in &mut self.definitions {
+            let reading = |no: &ViewNo| self.instances.get(no).is_some_and(|installed| reads(&installed.instance));
+            let building = held.building.take_if(|no| reading(no));
+            let live = held.live.take_if(|no| reading(no));
+            if building.is_some() || live.is_some() {
+                held.failed = Some(format!("it reads the data source `{}`, which has been deleted", key.2));
+                tracing::warn!(domain = %reader.0, view = reader.2, source = key.2, "an aggregate view lost its source");
+            }
+            readers.extend(building.into_iter().chain(live));
+        }
+        for no in readers.into_iter().chain(gone) {
+            self.retire(no, commands);
+        }
+    }
+
+    fn retire(&mut self, no: ViewNo, commands: &mut Vec<Command>) {
+        if let Some(installed) = self.instances.remove(&no) {
+            self.dirty.insert(installed.instance.domain.clone());
+            commands.push(Command::Retire(no));
+        }
+    }
+
+    /// Commands that evaluate every view that reads the clock once more.
+    pub(crate) fn revisit(&self) -> Vec<Command> {
+        let reads_clock = |installed: &&Installed| {
+            matches!(&installed.instance.logic, Logic::Rows(RowLogic::Source(source)) if source.reads_clock())
+        };
+        self.instances.values().filter(reads_clock).map(|i| Command::Revisit(Arc::clone(&i.instance))).collect()
+    }
+
+    /// Takes in the tables of a tick.
+    pub(crate) fn tables(&mut self, tables: Vec<(ViewNo, Arc<Table>)>, errors: Vec<(DomainId, Arc<Table>)>) {
+        for (no, mut table) in tables {
+            let Some(installed) = self.instances.get_mut(&no) else { continue };
+            if let (Logic::Groups { .. }, Some(own)) = (&installed.instance.logic, Arc::get_mut(&mut table)) {
+                // Groups are indexed by their whole key, not by its first column.
+                own.index = None;
+            }
+            installed.table = Some(table);
+            self.dirty.insert(installed.instance.domain.clone());
+        }
+        for (domain, table) in errors {
+            self.errors.insert(domain.clone(), table);
+            self.dirty.insert(domain);
+        }
+    }
+
+    /// Takes in how far builds are.
+    pub(crate) fn progress(&mut self, progress: &[(ViewNo, usize, usize)], completed: &[ViewNo]) {
+        for (no, done, total) in progress {
+            if let Some(installed) = self.instances.get_mut(no) {
+                (installed.done, installed.total) = (*done, *total);
+                self.dirty.insert(installed.instance.domain.clone());
+            }
+        }
+        for no in completed {
+            if let Some(installed) = self.instances.get_mut(no) {
+                installed.complete = true;
+                installed.done = installed.total;
+                self.dirty.insert(installed.instance.domain.clone());
+            }
+        }
+    }
+
+    /// Puts finished builds in the place of what they replace; returns commands that retire the replaced ones.
+    pub(crate) fn swap(&mut self) -> Vec<Command> {
+        let building: BTreeSet<ViewNo> = self.definitions.values().filter_map(|d| d.building).collect();
+        let mut ready: BTreeSet<ViewNo> =
+            building.iter().copied().filter(|no| self.instances.get(no).is_some_and(|i| i.complete)).collect();
+        // A source and the aggregate views built on it change together, or neither does.
+        loop {
+            let waits = |no: &ViewNo| {
+                let inputs_wait = self.inputs(*no).iter().any(|input| building.contains(input) && !ready.contains(input));
+                let readers_wait =
+                    building.iter().any(|reader| !ready.contains(reader) && self.inputs(*reader).contains(no));
+                inputs_wait || readers_wait
+            };
+            let Some(waiting) = ready.iter().copied().find(waits) else { break };
+            ready.remove(&waiting);
+        }
+        let mut replaced = Vec::new();
+        for definition in self.definitions.values_mut() {
+            if let Some(no) = definition.building.take_if(|no| ready.contains(no)) {
+                replaced.extend(definition.live.replace(no));
+            }
+        }
+        // Aggregate views first, for the same reason as when a source is dropped.
+        replaced.sort_by_key(|no| self.inputs(*no).is_empty());
+        let mut commands = Vec::new();
+        for no in replaced {
+            self.retire(no, &mut commands);
+        }
+        for no in ready {
+            if let Some(installed) = self.instances.get(&no) {
+                self.dirty.insert(installed.instance.domain.clone());
+                tracing::info!(
+                    domain = %installed.instance.domain, view = installed.instance.id, documents = installed.total,
+                    took = ?installed.started.elapsed(), "view is live"
+                );
+            }
+        }
+        commands
+    }
+
+    fn inputs(&self, no: ViewNo) -> &[ViewNo] {
+        match self.instances.get(&no).map(|installed| &installed.instance.logic) {
+            Some(Logic::Groups { inputs, .. }) => inputs,
+            _ => &[],
+        }
+    }
+
+    /// True while anything is being built.
+    pub(crate) fn building(&self) -> bool {
+        self.definitions.values().any(|definition| definition.building.is_some())
+    }
+
+    /// Documents that some published view could not evaluate.
+    pub(crate) fn failed_documents(&self) -> usize {
+        self.errors.values().map(|table| table.live_rows).sum()
+    }
+
+    /// The tables of all domains as readers shall see them now.
+    pub(crate) fn publish(&mut self) -> HashMap<DomainId, Arc<DomainTables>> {
+        for domain in std::mem::take(&mut self.dirty) {
+            let tables = self.domain_tables(&domain);
+            self.published.insert(domain, Arc::new(tables));
+        }
+        self.published.clone()
+    }
+
+    fn domain_tables(&self, domain: &DomainId) -> DomainTables {
+        let mut published = DomainTables::default();
+        let first = (domain.clone(), DocKind::Form, String::new());
+        for ((of, kind, id), definition) in self.definitions.range(first..) {
+            if of != domain {
+                break;
+            }
+            let newest = definition.live.or(definition.building).and_then(|no| self.instances.get(&no));
+            let names = newest.map(|installed| names(&installed.instance)).unwrap_or_default();
+            if let Some(table) = definition.live.and_then(|no| self.instances.get(&no)?.table.clone()) {
+                for name in &names {
+                    published.tables.insert(name.clone(), Arc::clone(&table));
+                }
+            }
+            if matches!(kind, DocKind::DataSource | DocKind::AggregateView) {
+                let state = self.state(definition);
+                published.views.push(ViewStatus { id: id.clone(), kind: kind.name(), tables: names, state });
+            }
+        }
+        if let Some(errors) = self.errors.get(domain) {
+            published.tables.insert(TableName::new("system", "view_errors"), Arc::clone(errors));
+        }
+        published
+    }
+
+    fn state(&self, definition: &Definition) -> ViewState {
+        if let Some(message) = &definition.failed {
+            return ViewState::Failed { message: message.clone() };
+        }
+        match definition.building.and_then(|no| self.instances.get(&no)) {
+            Some(installed) => {
+                let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+                let millis = installed.started.elapsed().as_millis().max(1);
+                let rate = u64::try_from(u128::from(count(installed.done)) * 1000 / millis).unwrap_or(u64::MAX);
+                ViewState::Building { done: count(installed.done), total: count(installed.total), rate }
+            }
+            None => ViewState::Live,
+        }
+    }
+}
+
+/// `table_id` of a data source document.
+fn table_id(document: &Value) -> Option<String> {
+    // A document may come in upstream's static form, with the source itself below `config`.
+    let own = document.get("table_id").or_else(|| document.get("config")?.get("table_id"));
+    own.and_then(Value::as_str).map(str::to_owned)
+}
+
+/// Every name of an instance's table.
+fn names(instance: &Instance) -> Vec<TableName> {
+    match &instance.logic {
+        Logic::Rows(RowLogic::Source(source)) => {
+            let mut names = vec![TableName::new("ucr", source.readable_name())];
+            if source.table_name() != source.readable_name() {
+                names.push(TableName::new("ucr", source.table_name()));
+            }
+            names
+        }
+        Logic::Rows(RowLogic::CaseDocuments | RowLogic::FormDocuments) => vec![TableName::new("system", &instance.id)],
+        Logic::Groups { .. } => vec![TableName::new("views", &instance.id)],
+    }
+}

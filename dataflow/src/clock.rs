@@ -1,0 +1,249 @@
+//! The clock: binds what arrives to ticks, runs one tick after the other, and publishes (architecture D5a, D11).
+//!
+//! At once when idle, with growing batches under load: whatever has arrived when a tick ends is the next tick. Beside
+//! live changes each tick walks a slice of what is being built; the slice shrinks while changes wait.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use schemas::{
+    change::{ChangeRecord, DocKind},
+    port::{BootstrapDocument, Clock},
+    position::{Frontier, Tick},
+    table::Snapshot,
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    catalog::Catalog,
+    error::DataflowError,
+    metrics::Metrics,
+    snapshot::Publisher,
+    view::Command,
+    worker::{Report, TickBatch},
+};
+
+/// What the sources tell the clock.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Documents of the scan of the primary store.
+    Documents(Vec<BootstrapDocument>),
+    /// The scan is complete and stands at this frontier.
+    ScanDone(Frontier),
+    /// Records of the change log.
+    Records(Vec<Arc<ChangeRecord>>),
+    /// The source has nothing newer.
+    Idle,
+}
+
+/// Most records or documents of one tick.
+const MAX_BATCH: usize = 8192;
+/// How long a tick may last because of walks: while changes come in, and while none do.
+const WALK_BESIDE_LIVE: Duration = Duration::from_millis(3);
+const WALK_ALONE: Duration = Duration::from_millis(20);
+/// Live changes count as coming in for this long after the last one.
+const LIVE_FOR: Duration = Duration::from_millis(250);
+/// Least and most documents walked per tick.
+const WALK_LIMITS: (usize, usize) = (64, 32_768);
+
+/// Runs ticks. `run_tick` hands a batch to every worker and collects their reports.
+pub(crate) struct TickClock<R> {
+    pub(crate) run_tick: R,
+    pub(crate) publisher: Arc<Publisher>,
+    pub(crate) wall: Arc<dyn Clock>,
+    pub(crate) metrics: Metrics,
+    catalog: Catalog,
+    tick: Tick,
+    frontier: Frontier,
+    stamp: i64,
+    day: i64,
+    scanned: bool,
+    walk: usize,
+    walking: bool,
+    last_live: Instant,
+    sources_seen_at: i64,
+}
+
+impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
+    pub(crate) fn new(run_tick: R, publisher: Arc<Publisher>, wall: Arc<dyn Clock>, metrics: Metrics) -> Self {
+        let now = wall.now_micros();
+        // A new engine goes on counting where the last one of this process stopped, so that snapshots keep their order.
+        let tick = publisher.snapshot().tick;
+        Self {
+            run_tick,
+            publisher,
+            wall,
+            metrics,
+            catalog: Catalog::default(),
+            tick,
+            frontier: Frontier::default(),
+            stamp: 0,
+            day: day(now),
+            scanned: false,
+            walk: WALK_LIMITS.0,
+            walking: false,
+            last_live: Instant::now(),
+            sources_seen_at: now,
+        }
+    }
+
+    /// Runs until the events end.
+    ///
+    /// # Errors
+    /// [`DataflowError`] if a worker fails.
+    pub(crate) fn run(mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), DataflowError> {
+        loop {
+            let first = if self.walking {
+                match events.try_recv() {
+                    Ok(event) => Some(event),
+                    Err(mpsc::error::TryRecvError::Empty) => None,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return Ok(()),
+                }
+            } else {
+                match events.blocking_recv() {
+                    Some(event) => Some(event),
+                    None => return Ok(()),
+                }
+            };
+            self.step(first, events)?;
+        }
+    }
+
+    /// One tick with everything that has arrived.
+    fn step(&mut self, first: Option<Event>, events: &mut mpsc::Receiver<Event>) -> Result<(), DataflowError> {
+        let mut batch = TickBatch { now: self.wall.now_micros(), ..TickBatch::default() };
+        let mut next = first;
+        let mut scan_done = None;
+        while let Some(event) = next.take() {
+            match event {
+                Event::Documents(documents) => batch.documents.extend(documents.into_iter().map(Arc::new)),
+                Event::ScanDone(frontier) => scan_done = Some(frontier),
+                Event::Records(records) => {
+                    self.sources_seen_at = batch.now;
+                    batch.records.extend(records);
+                }
+                Event::Idle => self.sources_seen_at = batch.now,
+            }
+            if scan_done.is_none() && batch.records.len() + batch.documents.len() < MAX_BATCH {
+                next = events.try_recv().ok();
+            }
+        }
+        if self.day != day(batch.now) {
+            self.day = day(batch.now);
+            batch.commands.extend(self.catalog.revisit());
+        }
+        self.read(&mut batch);
+        let idle = batch.records.is_empty() && batch.documents.is_empty() && batch.commands.is_empty();
+        if !idle || self.walking {
+            self.run_batch(batch)?;
+        }
+        if let Some(frontier) = scan_done {
+            for position in frontier.positions() {
+                self.frontier.advance(position);
+            }
+            self.scanned = true;
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// Notes positions and stamps, and turns definitions into commands.
+    fn read(&mut self, batch: &mut TickBatch) {
+        let TickBatch { records, documents, commands, .. } = batch;
+        for record in records {
+            self.frontier.advance(record.position);
+            commands.extend(self.catalog.domain(&record.domain));
+            for document in &record.documents {
+                self.stamp = self.stamp.max(document.stamp.0);
+                if let DocKind::DataSource | DocKind::AggregateView = document.kind {
+                    let body = document.body.as_ref().map(|body| body.get());
+                    commands.extend(self.catalog.define(&record.domain, document.kind, document.id.as_str(), body));
+                }
+            }
+        }
+        for found in documents {
+            let document = &found.document;
+            commands.extend(self.catalog.domain(&found.domain));
+            self.stamp = self.stamp.max(document.stamp.0);
+            if let DocKind::DataSource | DocKind::AggregateView = document.kind {
+                let body = document.body.as_ref().map(|body| body.get());
+                commands.extend(self.catalog.define(&found.domain, document.kind, document.id.as_str(), body));
+            }
+        }
+    }
+
+    fn run_batch(&mut self, mut batch: TickBatch) -> Result<(), DataflowError> {
+        self.tick = Tick(self.tick.0 + 1);
+        let live = batch.records.len() + batch.documents.len();
+        if live > 0 {
+            self.last_live = Instant::now();
+        }
+        batch.tick = self.tick;
+        batch.stamp = self.stamp;
+        batch.walk = self.walk;
+        let commands = !batch.commands.is_empty();
+        let started = Instant::now();
+        let report = (self.run_tick)(batch)?;
+        let took = started.elapsed();
+        self.metrics.tick(took, live, report.walked);
+        self.adapt(took, report.walked);
+        self.walking = report.walking || commands;
+        self.catalog.tables(report.published.tables, report.published.errors);
+        self.catalog.progress(&report.progress, &report.completed);
+        let retire = self.catalog.swap();
+        if !retire.is_empty() {
+            self.run_commands(retire)?;
+        }
+        Ok(())
+    }
+
+    /// A tick of commands alone: replaced instances leave right behind the tick that replaced them.
+    fn run_commands(&mut self, commands: Vec<Command>) -> Result<(), DataflowError> {
+        self.tick = Tick(self.tick.0 + 1);
+        let now = self.wall.now_micros();
+        let report = (self.run_tick)(TickBatch { tick: self.tick, now, stamp: self.stamp, commands, ..TickBatch::default() })?;
+        self.walking |= report.walking;
+        self.catalog.tables(report.published.tables, report.published.errors);
+        Ok(())
+    }
+
+    /// Sizes the next slice so that a tick's walk stays within its time.
+    fn adapt(&mut self, took: Duration, walked: usize) {
+        let allowed = if self.last_live.elapsed() < LIVE_FOR { WALK_BESIDE_LIVE } else { WALK_ALONE };
+        if walked < self.walk {
+            return;
+        }
+        self.walk = if took > allowed { self.walk / 2 } else { self.walk * 2 }.clamp(WALK_LIMITS.0, WALK_LIMITS.1);
+    }
+
+    fn publish(&mut self) {
+        if !self.scanned {
+            return;
+        }
+        let as_of = self.wall.now_micros();
+        let snapshot = Snapshot {
+            tick: self.tick,
+            as_of,
+            complete_through: self.frontier.clone(),
+            sources_seen_at: self.sources_seen_at,
+            domains: self.catalog.publish(),
+        };
+        self.metrics.published(as_of, self.stamp, self.catalog.failed_documents());
+        let ready = self.publisher.ready();
+        if !ready && self.catalog.building() {
+            // The first snapshot that readers see holds every view that was there before.
+            return;
+        }
+        self.publisher.publish(snapshot);
+        if !ready {
+            self.publisher.set_ready();
+        }
+    }
+}
+
+/// Days since 1970 UTC: UCR's "today" (architecture, names fixed once).
+const fn day(micros: i64) -> i64 {
+    micros.div_euclid(86_400_000_000)
+}

@@ -1,0 +1,273 @@
+//! The evaluator: one operator that runs every row view over the documents that changed (architecture D6, D8).
+//!
+//! In:  documents that changed (for all views, or for one view that is being built), and answers about related
+//! documents. Out: the rows that a document has in a view from now on, and which related documents it asks for.
+//!
+//! A row that reads other documents is evaluated with the answers known so far; what it asked for beyond that goes
+//! out as a demand, and the answer brings it back here in the next round of the same tick. A changed mother comes in
+//! as an answer for each child that asked, so the child's row follows in the tick of the mother's change. A document is
+//! evaluated once per round, whatever reached it.
+
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
+
+use hashbrown::{HashMap, HashSet};
+use schemas::{
+    change::DocKind,
+    doc::Doc,
+    id::{DocId, DomainId},
+    position::Stamp,
+    row::{Cell, Row},
+};
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+use udf::{Related as Lookup, Relation};
+
+use crate::{
+    document::{DocKey, Documents, Version},
+    relation::{Answer, Demand, RelationKey, RelationKind, upsert},
+    rows::Tables,
+    view::{Instance, Logic, RowLogic, ViewNo, document_row},
+};
+
+/// A document to evaluate.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Changed {
+    pub(crate) key: DocKey,
+    pub(crate) reach: Reach,
+}
+
+/// For which views a document is evaluated.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Reach {
+    /// It changed: for all that apply to it, or applied when it was of this subtype.
+    Every { before: Option<Box<str>> },
+    /// This view is being built.
+    Only(ViewNo),
+}
+
+/// The rows of a document in a view from now on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct RowChange {
+    pub(crate) view: ViewNo,
+    pub(crate) document: DocId,
+    /// The rows, or why there are none.
+    pub(crate) outcome: Result<Vec<Row>, String>,
+    /// Stamp of the newest document that was read.
+    pub(crate) stamp: Stamp,
+}
+
+/// What the evaluator says.
+pub(crate) enum Said {
+    Rows(RowChange),
+    Demand(Demand),
+}
+
+/// Row views over one kind of document in one domain.
+#[derive(Default)]
+struct KindViews {
+    by_subtype: HashMap<Box<str>, Vec<ViewNo>>,
+    any: Vec<ViewNo>,
+}
+
+/// A document that asked for others.
+#[derive(Default)]
+struct Subject {
+    asked: SmallVec<[(ViewNo, Vec<RelationKey>); 2]>,
+    answers: HashMap<RelationKey, Vec<(DocKey, Version)>>,
+}
+
+impl Subject {
+    fn questions(&self) -> BTreeSet<RelationKey> {
+        self.asked.iter().flat_map(|(_, keys)| keys.iter().cloned()).collect()
+    }
+}
+
+/// The evaluator's state on one worker.
+pub(crate) struct Evaluator {
+    documents: Rc<RefCell<Documents>>,
+    tables: Rc<RefCell<Tables>>,
+    instances: HashMap<ViewNo, std::sync::Arc<Instance>>,
+    kinds: HashMap<(DomainId, DocKind), KindViews>,
+    subjects: HashMap<DocKey, Subject>,
+    /// Rows said in this tick that the tables do not hold yet.
+    said: HashSet<(ViewNo, DocId)>,
+    /// "Now" of the tick, microseconds.
+    pub(crate) now: i64,
+}
+
+impl Evaluator {
+    pub(crate) fn new(documents: Rc<RefCell<Documents>>, tables: Rc<RefCell<Tables>>) -> Self {
+        Self {
+            documents,
+            tables,
+            instances: HashMap::new(),
+            kinds: HashMap::new(),
+            subjects: HashMap::new(),
+            said: HashSet::new(),
+            now: 0,
+        }
+    }
+
+    /// Adds a row view.
+    pub(crate) fn install(&mut self, instance: &std::sync::Arc<Instance>) {
+        let Logic::Rows(logic) = &instance.logic else { return };
+        let views = self.kinds.entry((instance.domain.clone(), logic.kind())).or_default();
+        match logic.subtypes() {
+            Some(subtypes) => {
+                for subtype in subtypes {
+                    views.by_subtype.entry(subtype.as_str().into()).or_default().push(instance.no);
+                }
+            }
+            None => views.any.push(instance.no),
+        }
+        self.instances.insert(instance.no, std::sync::Arc::clone(instance));
+    }
+
+    /// Forgets a view. What its documents asked for is taken back when they are evaluated next.
+    pub(crate) fn retire(&mut self, no: ViewNo) {
+        if let Some(instance) = self.instances.remove(&no)
+            && let Logic::Rows(logic) = &instance.logic
+            && let Some(views) = self.kinds.get_mut(&(instance.domain.clone(), logic.kind()))
+        {
+            views.any.retain(|view| *view != no);
+            views.by_subtype.retain(|_, views| {
+                views.retain(|view| *view != no);
+                !views.is_empty()
+            });
+        }
+    }
+
+    /// Starts a tick.
+    pub(crate) fn begin(&mut self, now: i64) {
+        self.now = now;
+        self.said.clear();
+    }
+
+    /// Evaluates everything that reached this worker in one round.
+    pub(crate) fn round(&mut self, changed: Vec<Changed>, answers: Vec<Answer>, say: &mut impl FnMut(Said)) {
+        let mut work: HashMap<DocKey, BTreeSet<ViewNo>> = HashMap::new();
+        for Changed { key, reach } in changed {
+            let views = match reach {
+                Reach::Only(view) => vec![view],
+                Reach::Every { before } => self.applicable(&key, before.as_deref()),
+            };
+            work.entry(key).or_default().extend(views);
+        }
+        for Answer { subject, related } in answers {
+            let Some(held) = self.subjects.get_mut(&subject) else { continue };
+            let asking = held.asked.iter().filter(|(_, keys)| keys.contains(&related.relation)).map(|(view, _)| *view);
+            work.entry(subject).or_default().extend(asking);
+            upsert(&mut held.answers, related);
+        }
+        for (key, views) in work {
+            self.document(&key, &views, say);
+        }
+    }
+
+    /// Views whose filter the document can pass now or could before.
+    fn applicable(&self, key: &DocKey, before: Option<&str>) -> Vec<ViewNo> {
+        let Some(views) = self.kinds.get(&(key.domain.clone(), key.kind)) else { return Vec::new() };
+        let documents = self.documents.borrow();
+        let now = documents.get(key).and_then(|version| version.subtype.as_deref());
+        let of = |subtype: Option<&str>| subtype.and_then(|s| views.by_subtype.get(s)).into_iter().flatten().copied();
+        let mut found: Vec<ViewNo> = views.any.iter().copied().chain(of(now)).collect();
+        if before != now {
+            found.extend(of(before));
+        }
+        found
+    }
+
+    fn document(&mut self, key: &DocKey, views: &BTreeSet<ViewNo>, say: &mut impl FnMut(Said)) {
+        let documents = Rc::clone(&self.documents);
+        let documents = documents.borrow();
+        let version = documents.get(key);
+        let subject = self.subjects.get(key);
+        let mut asked_now: SmallVec<[(ViewNo, Vec<RelationKey>); 2]> = SmallVec::new();
+        for no in views {
+            let Some(Instance { logic: Logic::Rows(logic), schema, stamp_column, .. }) = self.instances.get(no).map(|i| &**i)
+            else {
+                continue;
+            };
+            let mut lookup = Lookups { subject: key, answers: subject.map(|s| &s.answers), asked: Vec::new(), newest: Stamp(0) };
+            let mut outcome = match (version, logic) {
+                (None, _) => Ok(Vec::new()),
+                (Some(version), RowLogic::Source(source)) => source
+                    .evaluate(&version.doc, version.stamp, self.now, &mut lookup)
+                    .map_err(|error| error.to_string()),
+                (Some(version), RowLogic::CaseDocuments | RowLogic::FormDocuments) => {
+                    Ok(vec![document_row(schema, key.id.as_str(), version)])
+                }
+            };
+            let own = version.map_or(Stamp(0), |version| version.stamp);
+            let stamp = own.max(lookup.newest);
+            if let (true, Ok(rows), Some(column)) = (stamp > own, &mut outcome, *stamp_column) {
+                restamp(rows, column, stamp);
+            }
+            asked_now.push((*no, lookup.asked));
+            let empty = outcome.as_ref().is_ok_and(Vec::is_empty);
+            let said = (*no, key.id.clone());
+            if empty && !self.said.contains(&said) && !self.tables.borrow().holds(*no, key.id.as_str()) {
+                continue;
+            }
+            self.said.insert(said);
+            say(Said::Rows(RowChange { view: *no, document: key.id.clone(), outcome, stamp }));
+        }
+        self.ask(key, asked_now, say);
+    }
+
+    /// Remembers what each view asked for and says what is asked for the first or no longer.
+    fn ask(&mut self, key: &DocKey, asked_now: SmallVec<[(ViewNo, Vec<RelationKey>); 2]>, say: &mut impl FnMut(Said)) {
+        if asked_now.iter().all(|(_, keys)| keys.is_empty()) && !self.subjects.contains_key(key) {
+            return;
+        }
+        let instances = &self.instances;
+        let subject = self.subjects.entry(key.clone()).or_default();
+        let before = subject.questions();
+        subject.asked.retain(|(view, _)| instances.contains_key(view) && !asked_now.iter().any(|(now, _)| now == view));
+        subject.asked.extend(asked_now.into_iter().filter(|(_, keys)| !keys.is_empty()));
+        let after = subject.questions();
+        for relation in before.difference(&after) {
+            subject.answers.remove(relation);
+            say(Said::Demand(Demand { relation: relation.clone(), subject: key.clone(), asks: false }));
+        }
+        for relation in after.difference(&before) {
+            say(Said::Demand(Demand { relation: relation.clone(), subject: key.clone(), asks: true }));
+        }
+        if after.is_empty() {
+            self.subjects.remove(key);
+        }
+    }
+}
+
+/// Sets the stamp column of freshly made rows.
+fn restamp(rows: &mut [Row], column: usize, stamp: Stamp) {
+    for row in rows {
+        let mut cells: Vec<Cell> = row.to_vec();
+        if let Some(cell) = cells.get_mut(column) {
+            *cell = Cell::Datetime(stamp.0);
+        }
+        *row = cells.into();
+    }
+}
+
+/// Answers an evaluation's questions from what its subject was told, and notes them.
+struct Lookups<'a> {
+    subject: &'a DocKey,
+    answers: Option<&'a HashMap<RelationKey, Vec<(DocKey, Version)>>>,
+    asked: Vec<RelationKey>,
+    newest: Stamp,
+}
+
+impl Lookup for Lookups<'_> {
+    fn get(&mut self, relation: &Relation, key: &str) -> Vec<Doc> {
+        let Some(kind) = RelationKind::of(relation) else { return Vec::new() };
+        let question = RelationKey { domain: self.subject.domain.clone(), kind, id: key.into() };
+        let found = self.answers.and_then(|answers| answers.get(&question)).map_or(&[][..], Vec::as_slice);
+        self.newest = found.iter().map(|(_, version)| version.stamp).fold(self.newest, Stamp::max);
+        let documents = found.iter().map(|(_, version)| version.doc.clone()).collect();
+        if !self.asked.contains(&question) {
+            self.asked.push(question);
+        }
+        documents
+    }
+}

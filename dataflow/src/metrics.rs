@@ -1,0 +1,48 @@
+//! What operators watch: ticks, records, freshness.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+/// Handles, made once.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    ticks: Counter,
+    documents: Counter,
+    walked: Counter,
+    tick_seconds: Histogram,
+    freshness: Gauge,
+    errors: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        describe_counter!("millrace_dataflow_ticks_total", "Ticks run.");
+        describe_counter!("millrace_dataflow_records_total", "Change records and scanned documents taken in.");
+        describe_counter!("millrace_dataflow_walked_total", "Documents and rows walked for views being built.");
+        describe_histogram!("millrace_dataflow_tick_seconds", "Time of one tick, from batch to published tables.");
+        describe_gauge!("millrace_dataflow_freshness_seconds", "Publication time minus the newest published commit time, at the last publication that brought changes.");
+        describe_gauge!("millrace_dataflow_view_errors", "Documents that a view could not evaluate.");
+        Self {
+            ticks: counter!("millrace_dataflow_ticks_total"),
+            documents: counter!("millrace_dataflow_records_total"),
+            walked: counter!("millrace_dataflow_walked_total"),
+            tick_seconds: histogram!("millrace_dataflow_tick_seconds"),
+            freshness: gauge!("millrace_dataflow_freshness_seconds"),
+            errors: gauge!("millrace_dataflow_view_errors"),
+        }
+    }
+
+    pub(crate) fn tick(&self, took: Duration, live: usize, walked: usize) {
+        self.ticks.increment(1);
+        self.documents.increment(u64::try_from(live).unwrap_or_default());
+        self.walked.increment(u64::try_from(walked).unwrap_or_default());
+        self.tick_seconds.record(took);
+    }
+
+    pub(crate) fn published(&self, as_of: i64, newest: i64, errors: usize) {
+        let behind = u64::try_from(as_of - newest).unwrap_or_default();
+        self.freshness.set(Duration::from_micros(behind).as_secs_f64());
+        self.errors.set(f64::from(u32::try_from(errors).unwrap_or(u32::MAX)));
+    }
+}

@@ -1,0 +1,195 @@
+//! Relations: how one document reaches others, and who has to be told when those change (architecture D8).
+//!
+//! A row may read the document of an id, the subcases of a case, the forms of a case. Each such question is a
+//! [`RelationKey`]; the worker that owns the key holds the answer and the set of documents (*subjects*) that asked.
+
+use hashbrown::{HashMap, HashSet};
+use schemas::{
+    change::DocKind,
+    doc::{Node, Symbol, View},
+    id::DomainId,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::document::{DocKey, Version, partition};
+
+/// Kinds of question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) enum RelationKind {
+    /// The document of that kind and id.
+    Document(DocKind),
+    /// The cases with an index that points to the case.
+    Subcases,
+    /// The forms that touched the case.
+    FormsOfCase,
+}
+
+impl RelationKind {
+    /// The relation of an expression, or `None` for kinds of document that the log does not carry.
+    pub(crate) fn of(relation: &udf::Relation) -> Option<Self> {
+        match relation {
+            udf::Relation::Document(kind) => Some(Self::Document(*kind)),
+            udf::Relation::Subcases => Some(Self::Subcases),
+            udf::Relation::FormsOfCase => Some(Self::FormsOfCase),
+            udf::Relation::OtherDocument(_)
+            | udf::Relation::CaseSharingGroups
+            | udf::Relation::ReportingGroups
+            | udf::Relation::Ledgers => None,
+        }
+    }
+}
+
+/// One question.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct RelationKey {
+    pub(crate) domain: DomainId,
+    pub(crate) kind: RelationKind,
+    pub(crate) id: Box<str>,
+}
+
+impl RelationKey {
+    /// The worker that answers; for a document's own id it is the document's home.
+    pub(crate) fn partition(&self) -> u64 {
+        match self.kind {
+            RelationKind::Document(kind) => partition(&self.domain, kind, &self.id),
+            RelationKind::Subcases | RelationKind::FormsOfCase => partition(&self.domain, DocKind::Case, &self.id),
+        }
+    }
+}
+
+/// A document enters, changes in or leaves the answer to a question.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Related {
+    pub(crate) relation: RelationKey,
+    pub(crate) document: DocKey,
+    pub(crate) version: Option<Version>,
+}
+
+/// A subject starts or stops asking.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Demand {
+    pub(crate) relation: RelationKey,
+    pub(crate) subject: DocKey,
+    pub(crate) asks: bool,
+}
+
+/// Part of an answer, for one subject.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    pub(crate) subject: DocKey,
+    pub(crate) related: Related,
+}
+
+/// What a document contributes to: its own id, the cases it points to, the cases it touched.
+pub(crate) fn contributions(key: &DocKey, version: Option<&Version>) -> Vec<RelationKey> {
+    let question = |kind, id: &str| RelationKey { domain: key.domain.clone(), kind, id: id.into() };
+    let mut found = vec![question(RelationKind::Document(key.kind), key.id.as_str())];
+    let Some(version) = version else { return found };
+    match key.kind {
+        DocKind::Case => {
+            if let Some(View::List(indices)) = version.doc.get(Symbol::intern("indices")).map(Node::view) {
+                let referenced = Symbol::intern("referenced_id");
+                for id in indices.iter().filter_map(|index| index.get(referenced)?.as_text()) {
+                    found.push(question(RelationKind::Subcases, id));
+                }
+            }
+        }
+        DocKind::Form => {
+            if let Some(form) = version.doc.get(Symbol::intern("form")) {
+                touched_cases(form, &mut |id| found.push(question(RelationKind::FormsOfCase, id)));
+            }
+        }
+        DocKind::User | DocKind::Location | DocKind::DataSource | DocKind::AggregateView => {}
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Calls `found` with the id of every case block below a form node (forms-and-cases.md §8).
+fn touched_cases(node: Node<'_>, found: &mut impl FnMut(&str)) {
+    match node.view() {
+        View::List(items) => items.iter().for_each(|item| touched_cases(item, found)),
+        View::Map(map) => {
+            let (case, id, xmlns) = (Symbol::intern("case"), Symbol::intern("@case_id"), Symbol::intern("@xmlns"));
+            if map.get(xmlns).and_then(Node::as_text) == Some("http://code.javarosa.org/devicereport") {
+                return;
+            }
+            for (name, value) in map.iter() {
+                if name != case {
+                    touched_cases(value, found);
+                    continue;
+                }
+                let mut block = |block: Node<'_>| {
+                    if let Some(id) = block.get(id).and_then(Node::as_text) {
+                        found(id);
+                    }
+                };
+                match value.view() {
+                    View::List(blocks) => blocks.iter().for_each(block),
+                    _ => block(value),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The questions that one worker answers.
+#[derive(Default)]
+pub(crate) struct Relations {
+    subjects: HashMap<RelationKey, HashSet<DocKey>>,
+    answers: HashMap<RelationKey, Vec<(DocKey, Version)>>,
+}
+
+impl Relations {
+    /// Takes in a change of an answer and tells every subject that asked.
+    pub(crate) fn relate(&mut self, related: Related, tell: &mut impl FnMut(Answer)) {
+        for subject in self.subjects.get(&related.relation).into_iter().flatten() {
+            tell(Answer { subject: subject.clone(), related: related.clone() });
+        }
+        upsert(&mut self.answers, related);
+    }
+
+    /// Registers or forgets a subject; a new one is told the present answer.
+    pub(crate) fn demand(&mut self, demand: Demand, tell: &mut impl FnMut(Answer)) {
+        if !demand.asks {
+            if let Some(subjects) = self.subjects.get_mut(&demand.relation) {
+                subjects.remove(&demand.subject);
+                if subjects.is_empty() {
+                    self.subjects.remove(&demand.relation);
+                }
+            }
+            return;
+        }
+        for (document, version) in self.answers.get(&demand.relation).into_iter().flatten() {
+            let related =
+                Related { relation: demand.relation.clone(), document: document.clone(), version: Some(version.clone()) };
+            tell(Answer { subject: demand.subject.clone(), related });
+        }
+        self.subjects.entry(demand.relation).or_default().insert(demand.subject);
+    }
+}
+
+/// Puts a document into, or takes it out of, the answer it belongs to; answers are sorted by document.
+pub(crate) fn upsert(answers: &mut HashMap<RelationKey, Vec<(DocKey, Version)>>, related: Related) {
+    let Related { relation, document, version } = related;
+    let Some(version) = version else {
+        if let Some(held) = answers.get_mut(&relation) {
+            held.retain(|(key, _)| *key != document);
+            if held.is_empty() {
+                answers.remove(&relation);
+            }
+        }
+        return;
+    };
+    let held = answers.entry(relation).or_default();
+    match held.binary_search_by(|(key, _)| key.cmp(&document)) {
+        Ok(at) => {
+            if let Some(slot) = held.get_mut(at) {
+                slot.1 = version;
+            }
+        }
+        Err(at) => held.insert(at, (document, version)),
+    }
+}

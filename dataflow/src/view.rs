@@ -1,0 +1,170 @@
+//! A view as a value: one installed version of a definition, and everything that follows from it.
+//!
+//! Installing, replacing and dropping a view is data that travels with a tick (architecture D6): the graph never
+//! changes. A replaced definition is a second instance that is built beside the first.
+
+use std::sync::Arc;
+
+use schemas::{
+    change::DocKind,
+    id::DomainId,
+    row::{Cell, Column, ColumnType, Row, TableSchema},
+};
+use udf::{DataSource, aggregate_view::AggregateView};
+
+use crate::document::Version;
+
+/// Number of an installed instance; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub(crate) struct ViewNo(pub(crate) u32);
+
+/// How an instance makes its rows.
+#[derive(Debug)]
+pub(crate) enum Logic {
+    /// Rows of one document (and those it reads).
+    Rows(RowLogic),
+    /// Groups over the rows of other instances.
+    Groups {
+        /// The compiled definition.
+        view: AggregateView,
+        /// The instance behind each of its sources.
+        inputs: Vec<ViewNo>,
+    },
+}
+
+/// What turns a document into rows.
+#[derive(Debug)]
+pub(crate) enum RowLogic {
+    /// A UCR data source.
+    Source(DataSource),
+    /// The built-in table of all cases.
+    CaseDocuments,
+    /// The built-in table of all forms.
+    FormDocuments,
+}
+
+impl RowLogic {
+    /// Kind of the documents it reads.
+    pub(crate) fn kind(&self) -> DocKind {
+        match self {
+            Self::Source(source) => source.kind(),
+            Self::CaseDocuments => DocKind::Case,
+            Self::FormDocuments => DocKind::Form,
+        }
+    }
+
+    /// Case types or xmlns values that can pass its filter, if they are known.
+    pub(crate) fn subtypes(&self) -> Option<&[String]> {
+        match self {
+            Self::Source(source) => source.subtypes(),
+            Self::CaseDocuments | Self::FormDocuments => None,
+        }
+    }
+}
+
+/// One installed version of a view.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    pub(crate) no: ViewNo,
+    pub(crate) domain: DomainId,
+    /// Id of the definition, for error rows.
+    pub(crate) id: String,
+    pub(crate) logic: Logic,
+    pub(crate) schema: Arc<TableSchema>,
+    /// Column that grows with every change of a row.
+    pub(crate) stamp_column: Option<usize>,
+}
+
+/// What workers are told at the beginning of a tick.
+#[derive(Clone, Debug)]
+pub(crate) enum Command {
+    /// Start building an instance.
+    Install(Arc<Instance>),
+    /// Forget an instance and its table.
+    Retire(ViewNo),
+    /// Evaluate every document of a row view again, because the day has changed.
+    Revisit(Arc<Instance>),
+}
+
+/// Schema of `system.case_documents`.
+pub(crate) fn case_documents() -> TableSchema {
+    let text = |name| Column::new(name, ColumnType::Text);
+    let at = |name| Column::new(name, ColumnType::Datetime);
+    let flag = |name| Column::new(name, ColumnType::Boolean);
+    TableSchema {
+        columns: vec![
+            Column::required("doc_id", ColumnType::Text),
+            text("type"),
+            text("name"),
+            text("owner_id"),
+            text("external_id"),
+            flag("closed"),
+            flag("deleted"),
+            at("opened_on"),
+            at("closed_on"),
+            at("modified_on"),
+            at("server_modified_on"),
+            Column::required("indexed_on", ColumnType::Datetime),
+            Column::required("document", ColumnType::Text),
+        ],
+        key: vec![0],
+    }
+}
+
+/// Schema of `system.form_documents`.
+pub(crate) fn form_documents() -> TableSchema {
+    let text = |name| Column::new(name, ColumnType::Text);
+    TableSchema {
+        columns: vec![
+            Column::required("doc_id", ColumnType::Text),
+            text("xmlns"),
+            text("app_id"),
+            text("user_id"),
+            text("doc_type"),
+            Column::new("received_on", ColumnType::Datetime),
+            Column::new("server_modified_on", ColumnType::Datetime),
+            Column::required("indexed_on", ColumnType::Datetime),
+            Column::required("document", ColumnType::Text),
+        ],
+        key: vec![0],
+    }
+}
+
+/// Schema of `system.view_errors`.
+pub(crate) fn view_errors() -> TableSchema {
+    TableSchema {
+        columns: vec![
+            Column::required("view", ColumnType::Text),
+            Column::required("doc_id", ColumnType::Text),
+            Column::required("message", ColumnType::Text),
+            Column::required("at", ColumnType::Datetime),
+        ],
+        key: vec![0, 1],
+    }
+}
+
+/// The row of a document in the built-in table whose columns are `schema`: each column is the property of that name,
+/// but for the document's id, stamp, state and text.
+pub(crate) fn document_row(schema: &TableSchema, id: &str, version: &Version) -> Row {
+    use schemas::doc::{Node, Symbol, View};
+    let property = |name: &str| version.doc.get(Symbol::intern(name));
+    let cell = |column: &Column| match (column.name.as_str(), column.column_type) {
+        ("doc_id", _) => Cell::Text(id.into()),
+        ("indexed_on", _) => Cell::Datetime(version.stamp.0),
+        ("document", _) => Cell::Text(version.doc.to_json().into()),
+        ("deleted", _) => {
+            let doc_type = property("doc_type").and_then(Node::as_text);
+            Cell::Bool(doc_type.is_some_and(|doc_type| doc_type.ends_with("-Deleted")))
+        }
+        (name, ColumnType::Boolean) => match property(name).map(Node::view) {
+            Some(View::Bool(value)) => Cell::Bool(value),
+            _ => Cell::Null,
+        },
+        (name, ColumnType::Datetime) => {
+            let text = property(name).and_then(Node::as_text);
+            text.and_then(schemas::time::parse_micros).map_or(Cell::Null, Cell::Datetime)
+        }
+        (name, _) => property(name).and_then(Node::as_text).map_or(Cell::Null, |text| Cell::Text(text.into())),
+    };
+    schema.columns.iter().map(cell).collect()
+}

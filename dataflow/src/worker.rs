@@ -1,0 +1,404 @@
+//! A timely worker: the fixed graph, and the loop that runs one tick at a time (architecture D6, D7).
+//!
+//! ```text
+//! arrivals ─▶ documents ─▶ changed ─────────▶ evaluate ─▶ rows ─▶ tables ─▶ base ──▶ join × 8 ─▶ group ─▶ probe
+//!                 │                            ▲   │                 └────▶ index ──▶ (arranged)
+//!                 └──────▶ related ─▶ relate ──┘◀──┘ demands
+//! ```
+//!
+//! The graph is built once. Views come and go as [`Command`]s between ticks. The clock starts tick `t + 1` only when the
+//! probe has passed `t`, so every operator may keep "the present" as plain state: nothing of `t + 1` is in it.
+//!
+//! A tick has rounds: an answer to a demand comes back one round later. Both live in one totally ordered `u64`
+//! ([`round_zero`]), which spares the graph a nested scope and differential's joins a partial order.
+
+use std::{
+    cell::{Cell as StdCell, RefCell},
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+    sync::Arc,
+};
+
+use hashbrown::HashMap;
+use schemas::{
+    change::{ChangeRecord, ChangedDocument, DocKind},
+    doc::Doc,
+    id::DomainId,
+    port::BootstrapDocument,
+    position::{Stamp, Tick},
+    table::Table,
+};
+use serde::{Deserialize, Serialize};
+use timely::{
+    container::CapacityContainerBuilder,
+    dataflow::{InputHandle, ProbeHandle, operators::{Input, Probe}},
+    worker::Worker,
+};
+
+use crate::{
+    aggregate::Aggregates,
+    document::{DocKey, Documents, Version},
+    error::TableError,
+    evaluate::Evaluator,
+    rows::{Feed, IndexNo, Published, Reader, Tables},
+    table::walk_length,
+    view::{Command, Instance, Logic, ViewNo},
+};
+
+mod graph;
+
+type Handle<D> = InputHandle<u64, CapacityContainerBuilder<Vec<D>>>;
+
+/// Bits of a timestamp that count the rounds of a tick.
+const ROUND_BITS: u32 = 20;
+
+/// The timestamp at which a tick begins.
+const fn round_zero(tick: Tick) -> u64 {
+    tick.0 << ROUND_BITS
+}
+
+/// The tick of a timestamp.
+const fn tick_of(time: u64) -> Tick {
+    Tick(time >> ROUND_BITS)
+}
+
+/// Everything that one tick brings, the same for every worker.
+#[derive(Debug, Default)]
+pub(crate) struct TickBatch {
+    pub(crate) tick: Tick,
+    /// Wall clock, microseconds since 1970 UTC.
+    pub(crate) now: i64,
+    /// Newest stamp among the documents so far.
+    pub(crate) stamp: i64,
+    pub(crate) commands: Vec<Command>,
+    pub(crate) records: Vec<Arc<ChangeRecord>>,
+    pub(crate) documents: Vec<Arc<BootstrapDocument>>,
+    /// Documents or rows that may be walked for views being built.
+    pub(crate) walk: usize,
+}
+
+/// What a worker did in a tick.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) published: Published,
+    /// Views being built: done, total.
+    pub(crate) progress: Vec<(ViewNo, usize, usize)>,
+    /// Views whose walks ended in this tick.
+    pub(crate) completed: Vec<ViewNo>,
+    /// True while walks go on.
+    pub(crate) walking: bool,
+    /// Documents or rows walked.
+    pub(crate) walked: usize,
+    /// A table that could not be built.
+    pub(crate) failed: Option<TableError>,
+}
+
+/// What enters the graph.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum Arrival {
+    /// A document's new version.
+    Upsert { key: DocKey, version: Option<Version>, stamp: Stamp },
+    /// Evaluate the documents in places `start..end` for a view being built.
+    Visit { view: ViewNo, domain: DomainId, kind: DocKind, start: usize, end: usize },
+}
+
+/// Rows of a table as it stood, for a reader that came later.
+#[derive(Clone)]
+struct RowWalk {
+    table: Arc<Table>,
+    feed: Feed,
+    diff: isize,
+    start: usize,
+    end: usize,
+}
+
+/// Work that goes on in slices beside live changes, oldest first.
+enum Walk {
+    /// Evaluates every document of a kind for a view.
+    Documents { view: ViewNo, domain: DomainId, kind: DocKind, next: usize, total: usize },
+    /// Gives a reader the rows of a table as it stood, or takes them back.
+    Rows { view: ViewNo, table: Arc<Table>, feed: Feed, diff: isize, next: usize, total: usize },
+    /// Everything that a retired aggregate view had been given has been taken back.
+    Forget { view: ViewNo, indexes: Vec<IndexNo> },
+}
+
+impl Walk {
+    const fn view(&self) -> ViewNo {
+        match self {
+            Self::Documents { view, .. } | Self::Rows { view, .. } | Self::Forget { view, .. } => *view,
+        }
+    }
+
+    const fn range(&self) -> (usize, usize) {
+        match self {
+            Self::Documents { next, total, .. } | Self::Rows { next, total, .. } => (*next, *total),
+            Self::Forget { .. } => (0, 0),
+        }
+    }
+}
+
+/// State that the loop and the operators share; all of it lives on the worker's thread.
+#[derive(Clone)]
+struct State {
+    documents: Rc<RefCell<Documents>>,
+    evaluator: Rc<RefCell<Evaluator>>,
+    tables: Rc<RefCell<Tables>>,
+    aggregates: Rc<RefCell<Aggregates>>,
+    /// Rows that readers installed in this tick have yet to be given.
+    row_walks: Rc<RefCell<Vec<RowWalk>>>,
+    failed: Rc<RefCell<Option<TableError>>>,
+    stamp: Rc<StdCell<i64>>,
+}
+
+/// One worker, driven tick by tick.
+pub(crate) struct Engine {
+    state: State,
+    arrivals: Handle<Arrival>,
+    /// One nudge per tick in which [`State::row_walks`] holds something.
+    nudges: Handle<()>,
+    probe: ProbeHandle<u64>,
+    walks: VecDeque<Walk>,
+    /// Indexes by table, key columns and columns read.
+    indexes: HashMap<(ViewNo, Vec<usize>, Arc<[bool]>), IndexNo>,
+    next_index: u32,
+    progress: BTreeMap<ViewNo, (usize, usize)>,
+    worker: u64,
+    workers: u64,
+}
+
+impl Engine {
+    /// Builds the graph.
+    pub(crate) fn new(worker: &mut Worker) -> Self {
+        let documents: Rc<RefCell<Documents>> = Rc::default();
+        let tables: Rc<RefCell<Tables>> = Rc::default();
+        let state = State {
+            evaluator: Rc::new(RefCell::new(Evaluator::new(Rc::clone(&documents), Rc::clone(&tables)))),
+            documents,
+            tables,
+            aggregates: Rc::default(),
+            row_walks: Rc::default(),
+            failed: Rc::default(),
+            stamp: Rc::default(),
+        };
+        let mut arrivals: Handle<Arrival> = InputHandle::new();
+        let mut nudges: Handle<()> = InputHandle::new();
+        let probe = ProbeHandle::new();
+        worker.dataflow::<u64, _, _>(|scope| {
+            let arriving = scope.input_from(&mut arrivals);
+            let nudged = scope.input_from(&mut nudges);
+            let rows = graph::evaluation(scope, arriving, &state);
+            graph::aggregation(rows, nudged, &state).probe_with(&probe);
+        });
+        let (worker, workers) = (worker.index() as u64, worker.peers() as u64);
+        Self {
+            state,
+            arrivals,
+            nudges,
+            probe,
+            walks: VecDeque::new(),
+            indexes: HashMap::new(),
+            next_index: 0,
+            progress: BTreeMap::new(),
+            worker,
+            workers,
+        }
+    }
+
+    /// Runs one tick to its end.
+    pub(crate) fn tick(&mut self, worker: &mut Worker, batch: &TickBatch) -> Report {
+        self.state.stamp.set(batch.stamp);
+        self.state.evaluator.borrow_mut().begin(batch.now);
+        for command in &batch.commands {
+            self.command(command, batch.tick);
+        }
+        for record in &batch.records {
+            for document in &record.documents {
+                self.arrive(&record.domain, document);
+            }
+        }
+        for found in &batch.documents {
+            self.arrive(&found.domain, &found.document);
+        }
+        let (walked, ended) = self.walk(batch.walk);
+        let end = round_zero(Tick(batch.tick.0 + 1));
+        self.arrivals.advance_to(end);
+        self.nudges.advance_to(end);
+        while self.probe.less_than(&end) {
+            worker.step();
+        }
+        for view in &ended {
+            self.progress.remove(view);
+        }
+        Report {
+            published: self.state.tables.borrow_mut().publish(),
+            progress: self.progress.iter().map(|(view, (done, total))| (*view, *done, *total)).collect(),
+            completed: ended,
+            walking: !self.walks.is_empty(),
+            walked,
+            failed: self.state.failed.borrow_mut().take(),
+        }
+    }
+
+    fn arrive(&mut self, domain: &DomainId, document: &ChangedDocument) {
+        if matches!(document.kind, DocKind::DataSource | DocKind::AggregateView) {
+            return;
+        }
+        let key = DocKey { domain: domain.clone(), kind: document.kind, id: document.id.clone() };
+        if key.partition() % self.workers != self.worker {
+            return;
+        }
+        let version = document.body.as_ref().and_then(|body| match Doc::from_json(body.get()) {
+            Ok(doc) => {
+                Some(Version { stamp: document.stamp, doc, subtype: document.subtype.as_deref().map(Into::into) })
+            }
+            Err(error) => {
+                tracing::error!(document = %document.id, %domain, %error, "a change record holds a document that cannot be read; it is left out");
+                None
+            }
+        });
+        self.arrivals.send(Arrival::Upsert { key, version, stamp: document.stamp });
+    }
+
+    fn command(&mut self, command: &Command, tick: Tick) {
+        match command {
+            Command::Install(instance) => self.install(instance),
+            Command::Retire(no) => self.retire(*no, tick),
+            Command::Revisit(instance) => self.visit_all(instance),
+        }
+    }
+
+    fn install(&mut self, instance: &Arc<Instance>) {
+        self.state.tables.borrow_mut().install(instance);
+        self.progress.insert(instance.no, (0, 0));
+        match &instance.logic {
+            Logic::Rows(_) => {
+                self.state.evaluator.borrow_mut().install(instance);
+                self.visit_all(instance);
+            }
+            Logic::Groups { view, inputs } => {
+                let feeds = self.feeds(instance, view, inputs);
+                for (input, feed, is_new) in feeds {
+                    if !is_new {
+                        continue;
+                    }
+                    let table = self.state.tables.borrow_mut().feed(input, feed.clone());
+                    let Some(table) = table else { continue };
+                    let total = walk_length(&table);
+                    self.walks.push_back(Walk::Rows { view: instance.no, table, feed, diff: 1, next: 0, total });
+                }
+            }
+        }
+        self.count_progress(instance.no);
+    }
+
+    /// The feeds of an aggregate view, each with the table it reads and whether it has to be filled.
+    fn feeds(&mut self, instance: &Arc<Instance>, view: &udf::aggregate_view::AggregateView, inputs: &[ViewNo]) -> Vec<(ViewNo, Feed, bool)> {
+        let columns_read = view.columns_read();
+        let mut feeds = Vec::new();
+        let mut indexes = Vec::new();
+        let mut read = inputs.iter().zip(columns_read);
+        if let Some((input, columns)) = read.next() {
+            let feed = Feed { reader: Reader::Base(instance.no), columns: columns.into() };
+            feeds.push((*input, feed, true));
+        }
+        let mut aggregates = self.state.aggregates.borrow_mut();
+        for (join, (input, columns)) in view.joins.iter().zip(read) {
+            let columns: Arc<[bool]> = columns.into();
+            let key = (*input, join.right.clone(), Arc::clone(&columns));
+            let is_new = !self.indexes.contains_key(&key);
+            let no = *self.indexes.entry(key).or_insert_with(|| {
+                self.next_index += 1;
+                IndexNo(self.next_index)
+            });
+            if is_new {
+                aggregates.index(no, join.right.clone());
+            }
+            indexes.push(no);
+            feeds.push((*input, Feed { reader: Reader::Index(no), columns }, is_new));
+        }
+        aggregates.install(instance, indexes);
+        feeds
+    }
+
+    /// Forgets a view. What an aggregate view and its indexes were given is taken back by walks of its own, behind
+    /// those that may still be giving it.
+    fn retire(&mut self, no: ViewNo, tick: Tick) {
+        self.walks.retain(|walk| !matches!(walk, Walk::Documents { view, .. } if *view == no));
+        self.progress.remove(&no);
+        self.state.evaluator.borrow_mut().retire(no);
+        let indexes = self.state.aggregates.borrow_mut().retire(no);
+        let mut tables = self.state.tables.borrow_mut();
+        let readers = indexes.iter().map(|index| Reader::Index(*index)).chain([Reader::Base(no)]);
+        for (table, feed) in readers.flat_map(|reader| tables.unfeed(reader)).collect::<Vec<_>>() {
+            let total = walk_length(&table);
+            self.walks.push_back(Walk::Rows { view: no, table, feed, diff: -1, next: 0, total });
+        }
+        self.indexes.retain(|_, held| !indexes.contains(held));
+        self.walks.push_back(Walk::Forget { view: no, indexes });
+        if let Err(error) = tables.retire(no, tick) {
+            self.state.failed.borrow_mut().get_or_insert(error);
+        }
+    }
+
+    fn visit_all(&mut self, instance: &Arc<Instance>) {
+        let Logic::Rows(logic) = &instance.logic else { return };
+        let kind = logic.kind();
+        let total = self.state.documents.borrow().count(&instance.domain, kind);
+        let domain = instance.domain.clone();
+        self.walks.push_back(Walk::Documents { view: instance.no, domain, kind, next: 0, total });
+    }
+
+    /// Adds up how far the walks of a view being built are.
+    fn count_progress(&mut self, no: ViewNo) {
+        let Some(before) = self.progress.get(&no).copied() else { return };
+        let ranges = self.walks.iter().filter(|walk| walk.view() == no).map(Walk::range);
+        let (left, total) = ranges.fold((0, 0), |(left, total), (next, end)| (left + end - next, total + end));
+        let total = total.max(before.1);
+        self.progress.insert(no, (total - left, total));
+    }
+
+    /// Walks up to `budget` documents or rows; returns how many, and the views whose walks ended.
+    fn walk(&mut self, budget: usize) -> (usize, Vec<ViewNo>) {
+        let mut left = budget;
+        let mut ended = Vec::new();
+        while let Some(walk) = self.walks.front_mut() {
+            if matches!(walk, Walk::Forget { .. }) && !self.state.row_walks.borrow().is_empty() {
+                break;
+            }
+            let (next, total) = walk.range();
+            let end = total.min(next + left);
+            if end > next {
+                match walk {
+                    Walk::Documents { view, domain, kind, next, .. } => {
+                        let arrival = Arrival::Visit { view: *view, domain: domain.clone(), kind: *kind, start: *next, end };
+                        self.arrivals.send(arrival);
+                        *next = end;
+                    }
+                    Walk::Rows { table, feed, diff, next, .. } => {
+                        let slice = RowWalk { table: Arc::clone(table), feed: feed.clone(), diff: *diff, start: *next, end };
+                        if self.state.row_walks.borrow().is_empty() {
+                            self.nudges.send(());
+                        }
+                        self.state.row_walks.borrow_mut().push(slice);
+                        *next = end;
+                    }
+                    Walk::Forget { .. } => {}
+                }
+                left -= end - next;
+            }
+            let view = walk.view();
+            if end < total {
+                self.count_progress(view);
+                break;
+            }
+            if let Some(Walk::Forget { view, indexes }) = self.walks.pop_front() {
+                self.state.aggregates.borrow_mut().forget(view, &indexes);
+            }
+            self.count_progress(view);
+            if !self.walks.iter().any(|walk| walk.view() == view) && self.progress.contains_key(&view) {
+                ended.push(view);
+            }
+        }
+        (budget - left, ended)
+    }
+}

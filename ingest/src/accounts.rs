@@ -1,0 +1,209 @@
+//! Domains, web users, passwords and API keys: what the command line and the demo set up.
+
+use std::sync::Arc;
+
+use schemas::{
+    error::{Classify, ErrorClass},
+    id::{DomainId, UserId},
+    port::{Permission, Secret},
+};
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use crate::{
+    auth::{
+        AccountAuthenticator, PERMISSIONS, key_hash,
+        password::{self, PasswordError},
+    },
+    domain::Domains,
+    error::DatabaseError,
+    store::pool::Pool,
+};
+
+/// Bytes of randomness in passwords and API keys that are made here.
+const SECRET_BYTES: usize = 18;
+
+/// Why an account was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The password cannot be kept.
+    #[error(transparent)]
+    Password(#[from] PasswordError),
+    /// Somebody has the name.
+    #[error("user name `{0}` is taken")]
+    Taken(String),
+    /// No such account.
+    #[error("no account with user name `{0}`")]
+    Unknown(String),
+    /// No such domain.
+    #[error("no domain with name `{0}`; create it first")]
+    UnknownDomain(DomainId),
+}
+
+impl From<tokio_postgres::Error> for AccountError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+impl Classify for AccountError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Database(error) => error.class(),
+            Self::Password(_) => ErrorClass::BadRequest,
+            Self::Taken(_) => ErrorClass::Conflict,
+            Self::Unknown(_) | Self::UnknownDomain(_) => ErrorClass::NotFound,
+        }
+    }
+}
+
+/// Sets up domains and accounts.
+#[derive(Clone, Debug)]
+pub struct Accounts {
+    pub(crate) pool: Pool,
+    pub(crate) domains: Arc<Domains>,
+    pub(crate) auth: Arc<AccountAuthenticator>,
+}
+
+impl Accounts {
+    /// Makes a domain unless it is there; true if it is new.
+    ///
+    /// # Errors
+    /// [`AccountError::Database`].
+    pub async fn create_domain(&self, domain: &DomainId) -> Result<bool, AccountError> {
+        Ok(self.domains.create(domain).await?)
+    }
+
+    /// Sets whether submissions to the open URLs have to be authenticated as well; on in a new domain.
+    ///
+    /// # Errors
+    /// [`AccountError::UnknownDomain`], [`AccountError::Database`].
+    pub async fn set_secure_submissions(&self, domain: &DomainId, secure: bool) -> Result<(), AccountError> {
+        if self.domains.set_secure_submissions(domain, secure).await? {
+            Ok(())
+        } else {
+            Err(AccountError::UnknownDomain(domain.clone()))
+        }
+    }
+
+    /// Makes sure that the domain has its web user `admin@<domain>`. Returns the random password of a new one; it is shown
+    /// nowhere else.
+    ///
+    /// # Errors
+    /// [`AccountError`].
+    pub async fn ensure_admin(&self, domain: &DomainId) -> Result<Option<Secret>, AccountError> {
+        let username = format!("admin@{domain}");
+        let password = random_secret();
+        let all: Vec<Permission> = PERMISSIONS.iter().map(|(permission, _)| *permission).collect();
+        match self.create_web_user(&username, &password, domain, &all).await {
+            Ok(_) => Ok(Some(password)),
+            Err(AccountError::Taken(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a web user and lets them into a domain.
+    ///
+    /// # Errors
+    /// [`AccountError`].
+    pub async fn create_web_user(
+        &self,
+        username: &str,
+        password: &Secret,
+        domain: &DomainId,
+        permissions: &[Permission],
+    ) -> Result<UserId, AccountError> {
+        let client = self.pool.get().await?;
+        let taken = client
+            .query_typed_opt("SELECT 1 FROM accounts WHERE username = $1", &[(&username, Type::TEXT)])
+            .await?;
+        if taken.is_some() {
+            return Err(AccountError::Taken(username.to_owned()));
+        }
+        if self.domains.find(domain).await?.is_none() {
+            return Err(AccountError::UnknownDomain(domain.clone()));
+        }
+        let hash = password::hash(password.0.clone()).await?;
+        let id = Uuid::new_v4().simple().to_string();
+        let named = |permission: &Permission| PERMISSIONS.iter().find(|(known, _)| known == permission);
+        let names: Vec<&str> = permissions.iter().filter_map(named).map(|(_, name)| *name).collect();
+        let made = client
+            .query_typed(
+                "WITH account AS (INSERT INTO accounts (id, username, password_hash) VALUES ($1, $2, $3) \
+                 ON CONFLICT DO NOTHING RETURNING id) \
+                 INSERT INTO memberships (account_id, domain, permissions) SELECT id, $4, $5 FROM account \
+                 RETURNING account_id",
+                &[
+                    (&id, Type::TEXT),
+                    (&username, Type::TEXT),
+                    (&hash, Type::TEXT),
+                    (&domain.as_str(), Type::TEXT),
+                    (&names, Type::TEXT_ARRAY),
+                ],
+            )
+            .await?;
+        if made.is_empty() {
+            return Err(AccountError::Taken(username.to_owned()));
+        }
+        UserId::new(&id).map_err(|error| AccountError::Database(DatabaseError::damaged("accounts", error)))
+    }
+
+    /// Sets an account's password; whoever is signed in with the old one is out at once.
+    ///
+    /// # Errors
+    /// [`AccountError`].
+    pub async fn set_password(&self, username: &str, password: &Secret) -> Result<(), AccountError> {
+        let hash = password::hash(password.0.clone()).await?;
+        let id = self
+            .pool
+            .get()
+            .await?
+            .query_typed_opt(
+                "UPDATE accounts SET password_hash = $2 WHERE username = $1 RETURNING id",
+                &[(&username, Type::TEXT), (&hash, Type::TEXT)],
+            )
+            .await?;
+        let id = id.ok_or_else(|| AccountError::Unknown(username.to_owned()))?;
+        self.auth.forget(id.try_get(0)?);
+        Ok(())
+    }
+
+    /// Makes an API key of an account, for one domain or all of its domains. The key is shown nowhere else.
+    ///
+    /// # Errors
+    /// [`AccountError`].
+    pub async fn create_api_key(
+        &self,
+        username: &str,
+        domain: Option<&DomainId>,
+        name: &str,
+    ) -> Result<Secret, AccountError> {
+        let key = random_secret();
+        let made = self
+            .pool
+            .get()
+            .await?
+            .execute_typed(
+                "INSERT INTO api_keys (key_hash, account_id, domain, name) \
+                 SELECT $1, id, $2, $3 FROM accounts WHERE username = $4",
+                &[
+                    (&key_hash(&key.0).as_slice(), Type::BYTEA),
+                    (&domain.map(DomainId::as_str), Type::TEXT),
+                    (&name, Type::TEXT),
+                    (&username, Type::TEXT),
+                ],
+            )
+            .await?;
+        if made == 1 { Ok(key) } else { Err(AccountError::Unknown(username.to_owned())) }
+    }
+}
+
+/// A secret of letters and digits that nobody can guess.
+fn random_secret() -> Secret {
+    use base64::Engine;
+    let bytes: [u8; SECRET_BYTES] = rand::random();
+    Secret(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
+}

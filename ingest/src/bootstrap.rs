@@ -1,0 +1,243 @@
+//! All current documents under one database snapshot, and the log behind it (architecture D5).
+//!
+//! A scan is one repeatable-read transaction: the counters it sees say exactly which records the documents include. Every
+//! row has kept the stamp of its last change, so a bootstrapped table shows the same `indexed_on` as one fed by the log.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use schemas::{
+    change::{ChangedDocument, DocKind},
+    id::{DocId, DomainId},
+    port::{Bootstrap, BootstrapDocument, BootstrapScan, ChangeSource, SourceError},
+    position::{Frontier, LaneId, Position, Sequence, Stamp},
+};
+use serde_json::value::RawValue;
+use tokio_postgres::Row;
+
+use crate::{
+    changelog::{handover::Handover, tail::Tail},
+    error::DatabaseError,
+    store::{
+        cases::{self, case_columns},
+        compress,
+        pool::{Connection, Pool, Use},
+    },
+    submit::{
+        directory::doc_type,
+        document::{FormState, case_doc_type, case_document},
+    },
+};
+
+/// Rows fetched at a time.
+const FETCH: &str = "FETCH FORWARD 2000 FROM bootstrap";
+
+/// Opens scans and the log.
+#[derive(Clone, Debug)]
+pub(crate) struct PrimaryStore {
+    /// Connections for the log.
+    pub pool: Pool,
+    /// Committed records in memory.
+    pub handover: Arc<Handover>,
+    /// Groups a reader's channel holds.
+    pub capacity: usize,
+}
+
+/// What a scan reads, in order: small things first.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Directory(DocKind),
+    Cases,
+    Forms,
+}
+
+impl Part {
+    const ALL: [Self; 6] = [
+        Self::Directory(DocKind::Location),
+        Self::Directory(DocKind::User),
+        Self::Directory(DocKind::DataSource),
+        Self::Directory(DocKind::AggregateView),
+        Self::Cases,
+        Self::Forms,
+    ];
+
+    const fn query(self) -> &'static str {
+        match self {
+            Self::Directory(DocKind::Location) => "SELECT domain, id, document, stamp FROM locations",
+            Self::Directory(DocKind::User) => "SELECT domain, id, document, stamp FROM users",
+            Self::Directory(DocKind::DataSource) => {
+                "SELECT domain, id, document, stamp FROM definitions WHERE kind = 'data_source'"
+            }
+            Self::Directory(_) => "SELECT domain, id, document, stamp FROM definitions WHERE kind = 'aggregate_view'",
+            Self::Cases => concat!(
+                "SELECT ",
+                case_columns!(),
+                ", i.indices FROM cases LEFT JOIN (SELECT case_id, json_agg(json_build_object('identifier', identifier, \
+                 'referenced_type', referenced_type, 'referenced_id', referenced_id, 'relationship', relationship) \
+                 ORDER BY place)::text AS indices FROM case_indices GROUP BY case_id) i ON i.case_id = cases.id"
+            ),
+            Self::Forms => "SELECT domain, id, state, xmlns, document_zstd, stamp FROM forms",
+        }
+    }
+}
+
+/// One scan.
+#[derive(Debug)]
+struct Scan {
+    connection: Connection,
+    frontier: Frontier,
+    expected: u64,
+    left: VecDeque<Part>,
+    current: Option<Part>,
+}
+
+#[async_trait]
+impl Bootstrap for PrimaryStore {
+    async fn scan(&self) -> Result<Box<dyn BootstrapScan>, SourceError> {
+        let scan = open(&self.pool).await.map_err(unavailable)?;
+        Ok(Box::new(scan))
+    }
+
+    async fn changes(&self, from: Frontier) -> Result<Box<dyn ChangeSource>, SourceError> {
+        let tail = Tail::open(self.pool.clone(), Arc::clone(&self.handover), self.capacity, &from).await?;
+        Ok(Box::new(tail))
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as a conversion in `map_err`")]
+fn unavailable(error: DatabaseError) -> SourceError {
+    SourceError::Unavailable(error.to_string())
+}
+
+async fn open(pool: &Pool) -> Result<Scan, DatabaseError> {
+    let connection = pool.address().connect(Use::Long).await?;
+    connection.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let mut frontier = Frontier::default();
+    for row in connection.query_typed("SELECT lane, sequence FROM lanes", &[]).await? {
+        let sequence: i64 = row.try_get(1)?;
+        let sequence = u64::try_from(sequence).map_err(|error| DatabaseError::damaged("lanes", error))?;
+        frontier.advance(Position { lane: LaneId::from_i32(row.try_get(0)?), sequence: Sequence(sequence) });
+    }
+    let count = connection
+        .query_typed_one(
+            "SELECT (SELECT count(*) FROM forms) + (SELECT count(*) FROM cases) + (SELECT count(*) FROM users) \
+             + (SELECT count(*) FROM locations) + (SELECT count(*) FROM definitions)",
+            &[],
+        )
+        .await?;
+    let count: i64 = count.try_get(0)?;
+    let expected = u64::try_from(count).unwrap_or_default();
+    Ok(Scan { connection, frontier, expected, left: Part::ALL.into(), current: None })
+}
+
+#[async_trait]
+impl BootstrapScan for Scan {
+    fn frontier(&self) -> Frontier {
+        self.frontier.clone()
+    }
+
+    fn expected(&self) -> u64 {
+        self.expected
+    }
+
+    async fn next(&mut self) -> Result<Option<Vec<BootstrapDocument>>, SourceError> {
+        self.fetch().await.map_err(unavailable)
+    }
+}
+
+impl Scan {
+    async fn fetch(&mut self) -> Result<Option<Vec<BootstrapDocument>>, DatabaseError> {
+        loop {
+            let part = match self.current {
+                Some(part) => part,
+                None => {
+                    let Some(part) = self.left.pop_front() else {
+                        self.connection.batch_execute("COMMIT").await?;
+                        return Ok(None);
+                    };
+                    let declare = format!("DECLARE bootstrap NO SCROLL CURSOR FOR {}", part.query());
+                    self.connection.batch_execute(&declare).await?;
+                    self.current = Some(part);
+                    part
+                }
+            };
+            let rows = self.connection.query_typed(FETCH, &[]).await?;
+            if rows.is_empty() {
+                self.connection.batch_execute("CLOSE bootstrap").await?;
+                self.current = None;
+                continue;
+            }
+            return rows.iter().map(|row| document(part, row)).collect::<Result<_, _>>().map(Some);
+        }
+    }
+}
+
+fn document(part: Part, row: &Row) -> Result<BootstrapDocument, DatabaseError> {
+    match part {
+        Part::Directory(kind) => directory_document(kind, row),
+        Part::Cases => case_row(row),
+        Part::Forms => form_row(row),
+    }
+}
+
+fn damaged(problem: impl std::fmt::Display) -> DatabaseError {
+    DatabaseError::damaged("documents", problem)
+}
+
+fn raw(text: String) -> Result<Arc<RawValue>, DatabaseError> {
+    Ok(Arc::from(RawValue::from_string(text).map_err(damaged)?))
+}
+
+fn directory_document(kind: DocKind, row: &Row) -> Result<BootstrapDocument, DatabaseError> {
+    Ok(BootstrapDocument {
+        domain: DomainId::new(row.try_get(0)?).map_err(damaged)?,
+        document: ChangedDocument {
+            kind,
+            id: DocId::new(row.try_get(1)?).map_err(damaged)?,
+            stamp: Stamp(row.try_get(3)?),
+            document_type: doc_type(kind).to_owned(),
+            subtype: None,
+            body: Some(raw(row.try_get(2)?)?),
+        },
+    })
+}
+
+fn case_row(row: &Row) -> Result<BootstrapDocument, DatabaseError> {
+    let mut case = cases::case(row)?;
+    let stamp: i64 = row.try_get(20)?;
+    let indices: Option<&str> = row.try_get(21)?;
+    if let Some(indices) = indices {
+        case.indices = serde_json::from_str(indices).map_err(damaged)?;
+    }
+    Ok(BootstrapDocument {
+        domain: case.domain.clone(),
+        document: ChangedDocument {
+            kind: DocKind::Case,
+            id: DocId::from(&case.case_id),
+            stamp: Stamp(stamp),
+            document_type: case_doc_type(case.deleted).to_owned(),
+            subtype: Some(case.case_type.clone()),
+            body: Some(case_document(&case, None).map_err(damaged)?),
+        },
+    })
+}
+
+fn form_row(row: &Row) -> Result<BootstrapDocument, DatabaseError> {
+    let bits: i16 = row.try_get(2)?;
+    let (state, deleted) =
+        FormState::from_bits(i32::from(bits)).ok_or_else(|| damaged(format!("form state {bits}")))?;
+    Ok(BootstrapDocument {
+        domain: DomainId::new(row.try_get(0)?).map_err(damaged)?,
+        document: ChangedDocument {
+            kind: DocKind::Form,
+            id: DocId::new(row.try_get(1)?).map_err(damaged)?,
+            stamp: Stamp(row.try_get(5)?),
+            document_type: state.doc_type(deleted).to_owned(),
+            subtype: Some(row.try_get(3)?),
+            body: Some(raw(compress::unpack_text(row.try_get(4)?).map_err(damaged)?)?),
+        },
+    })
+}

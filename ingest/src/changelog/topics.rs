@@ -1,0 +1,206 @@
+//! The topics that the relay writes: their names, how they are made, and what CommCare's feeds say.
+//!
+//! `millrace.changes` carries whole records ([`schemas::kafka`]). The feeds of [`schemas::change::DocKind::feed`] carry
+//! [`ChangeMeta`] alone, keyed by document id, as forms-and-cases.md §14 has it.
+
+use std::{collections::HashMap, time::Duration};
+
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, RDKafkaErrorCode},
+    metadata::MetadataTopic,
+};
+use schemas::{
+    change::{ChangeRecord, ChangedDocument, DocKind},
+    kafka::CHANGES_TOPIC,
+    time::format_micros,
+};
+use serde::Serialize;
+
+/// Partitions of `millrace.changes`: lanes are few, and each keeps to one.
+const CHANGES_PARTITIONS: i32 = 4;
+
+/// Partitions of each feed, where documents spread by id.
+const FEED_PARTITIONS: i32 = 8;
+
+/// The broker's default, set by whoever runs the cluster.
+const REPLICATION: TopicReplication<'static> = TopicReplication::Fixed(-1);
+
+/// How long `millrace.changes` keeps records: longer than any reader's checkpoint may be old. 30 days.
+const CHANGES_RETENTION_MS: &str = "2592000000";
+
+/// How long the broker may take to make a topic.
+const REQUEST: Duration = Duration::from_secs(20);
+
+/// Name that the source system gives its database of mobile workers in change metadata.
+const WORKER_DATABASE: &str = "commcarehq__users";
+
+/// Document types that are not announced: the superseded version of an edited form (forms-and-cases.md §14).
+const UNANNOUNCED: &str = "XFormDeprecated";
+
+/// Why the topics could not be made ready.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicError {
+    /// The brokers cannot be asked.
+    #[error("could not ask Kafka at {brokers} to make topics: {source}")]
+    Unreachable {
+        /// The broker list.
+        brokers: String,
+        /// What the client library says.
+        source: KafkaError,
+    },
+    /// The brokers refuse.
+    #[error("could not make Kafka topic {topic} at {brokers}: {code}; make it by hand or allow this client to")]
+    Refused {
+        /// The topic.
+        topic: String,
+        /// The broker list.
+        brokers: String,
+        /// The broker's answer.
+        code: RDKafkaErrorCode,
+    },
+}
+
+/// Makes every topic that is missing and returns the number of partitions of `millrace.changes`. Topics that exist are
+/// left as they are, whatever their settings.
+///
+/// # Errors
+/// [`TopicError`] if the brokers cannot be reached or refuse.
+pub(crate) async fn create_missing(config: &ClientConfig, brokers: &str) -> Result<i32, TopicError> {
+    let unreachable = |source| TopicError::Unreachable { brokers: brokers.to_owned(), source };
+    let existing = existing(config).await.map_err(unreachable)?;
+    let mut missing = Vec::new();
+    if !existing.contains_key(CHANGES_TOPIC) {
+        missing.push(
+            NewTopic::new(CHANGES_TOPIC, CHANGES_PARTITIONS, REPLICATION)
+                .set("cleanup.policy", "delete")
+                .set("retention.ms", CHANGES_RETENTION_MS),
+        );
+    }
+    let feeds = DocKind::ALL.iter().filter_map(|kind| kind.feed()).filter(|feed| !existing.contains_key(*feed));
+    missing.extend(feeds.map(|feed| NewTopic::new(feed, FEED_PARTITIONS, REPLICATION)));
+    if !missing.is_empty() {
+        let admin: AdminClient<DefaultClientContext> = config.create().map_err(unreachable)?;
+        let options = AdminOptions::new().request_timeout(Some(REQUEST)).operation_timeout(Some(REQUEST));
+        for outcome in admin.create_topics(&missing, &options).await.map_err(unreachable)? {
+            match outcome {
+                Ok(topic) => tracing::info!(topic, "made Kafka topic"),
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, code)) => return Err(TopicError::Refused { topic, brokers: brokers.to_owned(), code }),
+            }
+        }
+    }
+    Ok(existing.get(CHANGES_TOPIC).copied().unwrap_or(CHANGES_PARTITIONS))
+}
+
+/// The topics that exist and their numbers of partitions.
+async fn existing(config: &ClientConfig) -> Result<HashMap<String, i32>, KafkaError> {
+    let client: BaseConsumer = config.create()?;
+    let asked = tokio::task::spawn_blocking(move || {
+        let metadata = client.fetch_metadata(None, REQUEST)?;
+        let count = |topic: &MetadataTopic| i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX);
+        Ok(metadata.topics().iter().map(|topic| (topic.name().to_owned(), count(topic))).collect())
+    });
+    asked.await.map_err(|_| KafkaError::Canceled)?
+}
+
+/// CommCare's change metadata: that a document changed, not what it is now.
+#[derive(Debug, Serialize)]
+pub(crate) struct ChangeMeta<'a> {
+    document_id: &'a str,
+    document_rev: Option<&'a str>,
+    data_source_type: &'static str,
+    data_source_name: &'static str,
+    document_type: &'a str,
+    document_subtype: Option<&'a str>,
+    domain: &'a str,
+    is_deletion: bool,
+    publish_timestamp: String,
+    attempts: u32,
+    original_publication_datetime: String,
+    associated_document_id: Option<&'a str>,
+}
+
+impl<'a> ChangeMeta<'a> {
+    /// The feed that announces the document and what it says, or nothing if documents of this kind have no feed.
+    pub(crate) fn of(
+        record: &'a ChangeRecord,
+        document: &'a ChangedDocument,
+        now_micros: i64,
+    ) -> Option<(&'static str, Self)> {
+        let feed = document.kind.feed()?;
+        if document.document_type == UNANNOUNCED {
+            return None;
+        }
+        let (data_source_type, data_source_name) = match document.kind {
+            DocKind::User => ("couch", WORKER_DATABASE),
+            _ => ("sql", feed),
+        };
+        let cause = record
+            .documents
+            .iter()
+            .find(|other| other.kind == DocKind::Form && other.document_type != UNANNOUNCED)
+            .map(|form| form.id.as_str());
+        let meta = Self {
+            document_id: document.id.as_str(),
+            document_rev: None,
+            data_source_type,
+            data_source_name,
+            document_type: &document.document_type,
+            document_subtype: document.subtype.as_deref(),
+            domain: record.domain.as_str(),
+            is_deletion: document.body.is_none() || document.document_type.ends_with("-Deleted"),
+            publish_timestamp: format_micros(now_micros),
+            attempts: 0,
+            original_publication_datetime: format_micros(document.stamp.0),
+            associated_document_id: cause.filter(|_| document.kind == DocKind::Case),
+        };
+        Some((feed, meta))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_is_what_the_feeds_of_the_source_system_say() {
+        let record = ChangeRecord::from_wire(
+            r#"{"version":1,"position":"m1.0-0.7","domain":"demo","documents":[
+                {"kind":"form","id":"f1","stamp":1614589501000000,"document_type":"XFormInstance","subtype":"http://x","body":{}},
+                {"kind":"form","id":"f0","stamp":1614589501000001,"document_type":"XFormDeprecated","body":{}},
+                {"kind":"case","id":"basic-1","stamp":1614589501000002,"document_type":"CommCareCase","subtype":"demo","body":{}},
+                {"kind":"case","id":"c2","stamp":1614589501000003,"document_type":"CommCareCase-Deleted","body":null},
+                {"kind":"user","id":"u1","stamp":1614589501000004,"document_type":"CommCareUser","body":{}},
+                {"kind":"data_source","id":"d1","stamp":1614589501000005,"document_type":"DataSource","body":{}}]}"#,
+        )
+        .unwrap();
+        let said: Vec<_> = record
+            .documents
+            .iter()
+            .map(|document| ChangeMeta::of(&record, document, 1_614_589_502_000_000))
+            .map(|said| said.map(|(feed, meta)| (feed, serde_json::to_value(meta).unwrap())))
+            .collect();
+        assert_eq!(
+            said[2],
+            Some((
+                "case-sql",
+                serde_json::json!({
+                    "document_id": "basic-1", "document_rev": null, "data_source_type": "sql",
+                    "data_source_name": "case-sql", "document_type": "CommCareCase", "document_subtype": "demo",
+                    "domain": "demo", "is_deletion": false, "publish_timestamp": "2021-03-01T09:05:02.000000Z",
+                    "attempts": 0, "original_publication_datetime": "2021-03-01T09:05:01.000002Z",
+                    "associated_document_id": "f1",
+                })
+            ))
+        );
+        let field = |at: usize, name: &str| said[at].as_ref().unwrap().1[name].clone();
+        assert_eq!((said[0].as_ref().unwrap().0, field(0, "associated_document_id")), ("form-sql", serde_json::Value::Null));
+        assert_eq!((said[1].is_none(), said[5].is_none()), (true, true), "superseded forms and definitions have no feed");
+        assert_eq!(field(3, "is_deletion"), true);
+        assert_eq!((field(4, "data_source_type"), field(4, "data_source_name")), ("couch".into(), "commcarehq__users".into()));
+    }
+}

@@ -1,0 +1,134 @@
+//! Settings of the ingest service. Each field says its unit and its default.
+
+use std::{fmt, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Settings of the ingest service.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IngestConfig {
+    /// Postgres to store in, as a URL (`postgres://user@host/name`) or key-value text (`host=/run/pg user=millrace`).
+    pub database_url: String,
+    /// Number of this database among those of the installation; part of every receipt.
+    pub database: u16,
+    /// Lanes of the change log in this database. A domain keeps the lane it was created in. Default 1.
+    pub lanes: u16,
+    /// Postgres connections that write for one lane: one fills its group while the other flushes. Default 2.
+    pub connections_per_lane: usize,
+    /// Connections for everything that is not the write path: credentials, definitions, the log's readers. Default 6.
+    pub read_connections: usize,
+    /// Most submissions in one commit. Default 128.
+    pub max_group: usize,
+    /// Submissions that may wait in a lane; the next one is answered 429. Default 1024.
+    pub queue: usize,
+    /// Largest form, in bytes, after decompression. Default 10 MB.
+    pub max_form_bytes: usize,
+    /// Largest attachment, in bytes. Default 15 MB.
+    pub max_attachment_bytes: usize,
+    /// Largest request with all its parts, in bytes, after decompression. Default 64 MB.
+    pub max_request_bytes: usize,
+    /// Attachments above this many bytes go to the object store before the commit, others ride in it. Default 64 kB.
+    pub inline_attachment_bytes: usize,
+    /// Longest wait for a form or case that another writer holds, in milliseconds; then 423. Default 5000.
+    pub lock_wait_ms: u64,
+    /// Believe the header `X-Submit-Time` as the time of receipt. For loading recorded submissions. Default off.
+    pub trust_submit_time: bool,
+    /// Groups of committed records that wait for an in-process reader; beyond it the reader reads the outbox. Default 256.
+    pub handover: usize,
+    /// Committed records kept in the outbox even if every reader has them. Default 50,000.
+    pub outbox_keep: u64,
+    /// Records after which the outbox no longer waits for its slowest reader. Default 5,000,000.
+    pub outbox_limit: u64,
+    /// Age after which raw XML moves to the object store, in milliseconds. Default 2000.
+    pub mover_delay_ms: u64,
+    /// Directory behind the object store, when it is the local file system: packs are flushed to its disk before their
+    /// bytes leave Postgres. Default none.
+    pub blob_directory: Option<PathBuf>,
+    /// Seconds that verified credentials are remembered. Default 60.
+    pub credential_seconds: u64,
+}
+
+impl Default for IngestConfig {
+    fn default() -> Self {
+        Self {
+            database_url: "postgres://localhost/millrace".to_owned(),
+            database: 0,
+            lanes: 1,
+            connections_per_lane: 2,
+            read_connections: 6,
+            max_group: 128,
+            queue: 1024,
+            max_form_bytes: 10 * 1024 * 1024,
+            max_attachment_bytes: 15 * 1024 * 1024,
+            max_request_bytes: 64 * 1024 * 1024,
+            inline_attachment_bytes: 64 * 1024,
+            lock_wait_ms: 5000,
+            trust_submit_time: false,
+            handover: 256,
+            outbox_keep: 50_000,
+            outbox_limit: 5_000_000,
+            mover_delay_ms: 2000,
+            blob_directory: None,
+            credential_seconds: 60,
+        }
+    }
+}
+
+impl IngestConfig {
+    /// Every reason why these settings cannot work, empty if they can.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let positive = [
+            ("lanes", usize::from(self.lanes)),
+            ("connections_per_lane", self.connections_per_lane),
+            ("read_connections", self.read_connections),
+            ("max_group", self.max_group),
+            ("queue", self.queue),
+            ("max_form_bytes", self.max_form_bytes),
+            ("handover", self.handover),
+        ];
+        for (name, value) in positive {
+            if value == 0 {
+                problems.push(format!("{name} must be at least 1"));
+            }
+        }
+        if let Err(error) = self.database_url.parse::<tokio_postgres::Config>() {
+            problems.push(format!("database_url is not a Postgres address: {error}"));
+        }
+        problems
+    }
+}
+
+impl fmt::Debug for IngestConfig {
+    /// Leaves out the database's address, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IngestConfig")
+            .field("database", &self.database)
+            .field("lanes", &self.lanes)
+            .field("connections_per_lane", &self.connections_per_lane)
+            .field("max_group", &self.max_group)
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_work_and_every_problem_is_listed() {
+        assert_eq!(IngestConfig::default().problems(), Vec::<String>::new());
+        let broken = IngestConfig { lanes: 0, queue: 0, database_url: "nonsense=1".to_owned(), ..IngestConfig::default() };
+        assert_eq!(broken.problems().len(), 3);
+    }
+
+    #[test]
+    fn the_password_is_not_printed() {
+        let config =
+            IngestConfig { database_url: "postgres://u:hunter2@h/d".to_owned(), ..IngestConfig::default() };
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,48 @@
+//! The writing endpoints: routes, limits, and who is calling.
+//!
+//! Every path exists with and without its final slash. Bodies may be gzipped; limits count inflated bytes.
+
+mod caller;
+mod definitions;
+mod directory;
+mod envelope;
+mod receiver;
+mod refusal;
+
+use std::sync::Arc;
+
+use axum::{Router, extract::DefaultBodyLimit, routing::MethodRouter};
+use schemas::port::ViewReader;
+use tower_http::decompression::RequestDecompressionLayer;
+
+use crate::Ingest;
+
+/// Names the position of a write in answers.
+pub(crate) const POSITION_HEADER: &str = "x-millrace-position";
+
+/// What every handler gets.
+#[derive(Clone, Debug)]
+pub(crate) struct HttpState {
+    pub(crate) ingest: Arc<Ingest>,
+    pub(crate) views: Arc<dyn ViewReader>,
+}
+
+/// All routes of this crate.
+pub(crate) fn routes(ingest: Arc<Ingest>, views: Arc<dyn ViewReader>) -> Router {
+    let limit = ingest.config.max_request_bytes;
+    let state = HttpState { ingest, views };
+    let router = Router::new();
+    let router = receiver::routes(router);
+    let router = directory::routes(router);
+    let router = definitions::routes(router);
+    // Inflating is the outer layer, so that the limit counts what comes out of it.
+    router
+        .layer(DefaultBodyLimit::max(limit))
+        .layer(RequestDecompressionLayer::new().gzip(true).pass_through_unaccepted(false))
+        .with_state(state)
+}
+
+/// A path with and without its final slash.
+fn both(router: Router<HttpState>, path: &str, methods: MethodRouter<HttpState>) -> Router<HttpState> {
+    router.route(path, methods.clone()).route(&format!("{path}/"), methods)
+}

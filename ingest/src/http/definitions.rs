@@ -1,0 +1,160 @@
+//! Definitions of live tables over HTTP: put, read with progress, list, delete.
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use schemas::{
+    change::DocKind,
+    id::{DomainId, ViewName},
+    port::Permission,
+    position::Position,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{HttpState, POSITION_HEADER, both, caller, refusal};
+use crate::definition::{Definition, DefinitionError};
+
+/// Adds the routes.
+pub(super) fn routes(router: Router<HttpState>) -> Router<HttpState> {
+    let router = both(router, "/a/{domain}/ucr/data-sources", get(list_sources));
+    let router =
+        both(router, "/a/{domain}/ucr/data-sources/{id}", get(get_source).put(put_source).delete(delete_source));
+    let router = both(router, "/a/{domain}/views", get(list_views));
+    both(router, "/a/{domain}/views/{id}", get(get_view).put(put_view).delete(delete_view))
+}
+
+#[derive(Debug, Deserialize)]
+struct Domain {
+    domain: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Target {
+    domain: String,
+    id: String,
+}
+
+async fn list_sources(state: State<HttpState>, target: Path<Domain>, headers: HeaderMap) -> Response {
+    list(&state, DocKind::DataSource, &target.domain, &headers).await
+}
+
+async fn list_views(state: State<HttpState>, target: Path<Domain>, headers: HeaderMap) -> Response {
+    list(&state, DocKind::AggregateView, &target.domain, &headers).await
+}
+
+async fn get_source(state: State<HttpState>, target: Path<Target>, headers: HeaderMap) -> Response {
+    read(&state, DocKind::DataSource, &target, &headers).await
+}
+
+async fn get_view(state: State<HttpState>, target: Path<Target>, headers: HeaderMap) -> Response {
+    read(&state, DocKind::AggregateView, &target, &headers).await
+}
+
+async fn put_source(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
+    write(&state, DocKind::DataSource, &target, &headers, Some(&body)).await
+}
+
+async fn put_view(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
+    write(&state, DocKind::AggregateView, &target, &headers, Some(&body)).await
+}
+
+async fn delete_source(state: State<HttpState>, target: Path<Target>, headers: HeaderMap) -> Response {
+    write(&state, DocKind::DataSource, &target, &headers, None).await
+}
+
+async fn delete_view(state: State<HttpState>, target: Path<Target>, headers: HeaderMap) -> Response {
+    write(&state, DocKind::AggregateView, &target, &headers, None).await
+}
+
+/// Puts `body`, or deletes without one.
+async fn write(
+    state: &HttpState,
+    kind: DocKind,
+    target: &Target,
+    headers: &HeaderMap,
+    body: Option<&Bytes>,
+) -> Response {
+    let domain = match caller::authorized(state, &target.domain, headers, Permission::EditReports).await {
+        Ok((domain, _, _)) => domain,
+        Err(response) => return response,
+    };
+    let id = match ViewName::new(&target.id) {
+        Ok(id) => id,
+        Err(error) => return refusal::message(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    let result = match body {
+        None => state.ingest.delete_definition(&domain, kind, &id).await,
+        Some(body) => match serde_json::from_slice::<Value>(body) {
+            Ok(json) => state.ingest.put_definition(&domain, kind, &id, json).await,
+            Err(error) => {
+                return refusal::message(StatusCode::BAD_REQUEST, &format!("the body is not JSON: {error}"));
+            }
+        },
+    };
+    match result {
+        Ok(position) => with_position(Json(json!({"id": id, "position": position})).into_response(), position),
+        Err(error) => refused(&error),
+    }
+}
+
+fn with_position(mut response: Response, position: Position) -> Response {
+    if let Ok(position) = HeaderValue::from_str(&position.to_string()) {
+        response.headers_mut().insert(HeaderName::from_static(POSITION_HEADER), position);
+    }
+    response
+}
+
+/// Every problem with its place, so that an editor can show all of them at once.
+fn refused(error: &DefinitionError) -> Response {
+    let DefinitionError::Invalid(errors) = error else { return refusal::json_error(error) };
+    let problems: Vec<Value> = errors
+        .problems
+        .iter()
+        .map(|problem| json!({"pointer": problem.pointer, "message": problem.message}))
+        .collect();
+    let body = json!({"error": "the definition is not valid", "problems": problems});
+    (StatusCode::BAD_REQUEST, Json(body)).into_response()
+}
+
+/// A definition with how its table is doing; `status` is null until the dataflow has seen it.
+fn shown(state: &HttpState, domain: &DomainId, kind: DocKind, definition: Definition) -> Value {
+    let snapshot = state.views.snapshot();
+    let views = snapshot.domains.get(domain).map(|tables| tables.views.as_slice()).unwrap_or_default();
+    let status = views.iter().find(|view| view.id == definition.id && view.kind == kind.name());
+    json!({"id": definition.id, "definition": definition.document, "status": status})
+}
+
+async fn list(state: &HttpState, kind: DocKind, domain: &str, headers: &HeaderMap) -> Response {
+    let domain = match caller::authorized(state, domain, headers, Permission::EditReports).await {
+        Ok((domain, _, _)) => domain,
+        Err(response) => return response,
+    };
+    match state.ingest.definitions(&domain, kind).await {
+        Ok(definitions) => {
+            let objects: Vec<Value> =
+                definitions.into_iter().map(|definition| shown(state, &domain, kind, definition)).collect();
+            Json(json!({"objects": objects})).into_response()
+        }
+        Err(error) => refused(&error),
+    }
+}
+
+async fn read(state: &HttpState, kind: DocKind, target: &Target, headers: &HeaderMap) -> Response {
+    let domain = match caller::authorized(state, &target.domain, headers, Permission::EditReports).await {
+        Ok((domain, _, _)) => domain,
+        Err(response) => return response,
+    };
+    match state.ingest.definitions(&domain, kind).await {
+        Ok(definitions) => match definitions.into_iter().find(|definition| definition.id == target.id) {
+            Some(definition) => Json(shown(state, &domain, kind, definition)).into_response(),
+            None => refusal::message(StatusCode::NOT_FOUND, "no definition with this id"),
+        },
+        Err(error) => refused(&error),
+    }
+}

@@ -1,0 +1,327 @@
+//! Writing users and locations: one at a time, or many at once (rest-api.md §9.1, §9.4).
+//!
+//! `POST` makes, `PUT` changes the fields sent; a bulk import does either by id and reports on every row. All of them are
+//! change records of the domain's lane, and the answer carries the position.
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use bytes::Bytes;
+use schemas::{
+    change::DocKind,
+    id::{DocId, DomainId},
+    port::Permission,
+    position::Position,
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::{HttpState, POSITION_HEADER, both, caller, refusal};
+use crate::{
+    auth::password,
+    error::WriteError,
+    store::domains::Domain,
+    submit::{Action, DirectoryChange, DirectoryReceipt, DirectoryWrite, Presence, Written},
+};
+
+/// Rows that go into one change record.
+const CHUNK: usize = 200;
+/// Rows in one import.
+const MAX_ROWS: usize = 100_000;
+
+/// Adds the routes.
+pub(super) fn routes(router: Router<HttpState>) -> Router<HttpState> {
+    let router = both(router, "/a/{domain}/api/v0.5/user", post(create_user));
+    let router = both(router, "/a/{domain}/api/v0.5/user/{id}", axum::routing::put(update_user));
+    let router = both(router, "/a/{domain}/api/v0.5/location", post(create_location));
+    let router = both(router, "/a/{domain}/api/v0.5/location/{id}", axum::routing::put(update_location));
+    let router = both(router, "/a/{domain}/import/users", post(import_users));
+    both(router, "/a/{domain}/import/locations", post(import_locations))
+}
+
+#[derive(Debug, Deserialize)]
+struct Target {
+    domain: String,
+    id: Option<String>,
+}
+
+async fn create_user(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
+    one(&state, DocKind::User, Presence::New, &target, &headers, &body).await
+}
+
+async fn update_user(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
+    one(&state, DocKind::User, Presence::Existing, &target, &headers, &body).await
+}
+
+async fn create_location(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
+    one(&state, DocKind::Location, Presence::New, &target, &headers, &body).await
+}
+
+async fn update_location(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
+    one(&state, DocKind::Location, Presence::Existing, &target, &headers, &body).await
+}
+
+async fn import_users(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
+    import(&state, DocKind::User, &target, &headers, &body).await
+}
+
+async fn import_locations(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
+    import(&state, DocKind::Location, &target, &headers, &body).await
+}
+
+async fn one(
+    state: &HttpState,
+    kind: DocKind,
+    presence: Presence,
+    target: &Target,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Response {
+    let (domain, settings) = match caller::authorized(state, &target.domain, headers, Permission::EditUsers).await {
+        Ok((domain, settings, _)) => (domain, settings),
+        Err(response) => return response,
+    };
+    let result = async {
+        let fields = object(body)?;
+        let change = change(kind, presence, target.id.as_deref(), fields).await?;
+        let id = change.id.clone();
+        let receipt = write(state, &domain, settings, vec![change]).await?;
+        let written = receipt.results.into_iter().next().unwrap_or(Err(WriteError::Internal))?;
+        Ok::<_, WriteError>((id, written, receipt.position))
+    };
+    match result.await {
+        Ok((id, written, position)) => {
+            let status = match written {
+                Written::Created => StatusCode::CREATED,
+                Written::Updated => StatusCode::OK,
+            };
+            let uri = format!("/a/{domain}/api/v0.5/{}/{id}/", kind.name());
+            let mut response = (status, Json(json!({"id": id, "resource_uri": uri}))).into_response();
+            if let Ok(uri) = HeaderValue::from_str(&uri) {
+                response.headers_mut().insert(header::LOCATION, uri);
+            }
+            with_position(response, position)
+        }
+        Err(error) => refusal::json_error(&error),
+    }
+}
+
+fn with_position(mut response: Response, position: Option<Position>) -> Response {
+    if let Some(position) = position.and_then(|position| HeaderValue::from_str(&position.to_string()).ok()) {
+        response.headers_mut().insert(HeaderName::from_static(POSITION_HEADER), position);
+    }
+    response
+}
+
+fn object(body: &[u8]) -> Result<Map<String, Value>, WriteError> {
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err(WriteError::Invalid("the body must be a JSON object".to_owned())),
+        Err(error) => Err(WriteError::Invalid(format!("the body is not JSON: {error}"))),
+    }
+}
+
+/// The change that a row asks for. Its id is in the path, in the row, or random.
+async fn change(
+    kind: DocKind,
+    presence: Presence,
+    id: Option<&str>,
+    fields: Map<String, Value>,
+) -> Result<DirectoryChange, WriteError> {
+    let named = ["_id", "id", "location_id", "user_id"];
+    // A user's location_id says where they work.
+    let own = named.iter().filter(|name| kind == DocKind::Location || **name != "location_id");
+    let given = id.or_else(|| own.filter_map(|name| fields.get(*name)?.as_str()).next());
+    let id = match given {
+        Some(id) => DocId::new(id),
+        None if presence == Presence::Existing => return Err(WriteError::Invalid("the row has no id".to_owned())),
+        None => DocId::new(&Uuid::new_v4().simple().to_string()),
+    };
+    let id = id.map_err(|error| WriteError::Invalid(error.to_string()))?;
+    let password_hash = match fields.get("password") {
+        Some(Value::String(password)) if kind == DocKind::User && !password.is_empty() => {
+            let hash = password::hash(password.clone()).await;
+            Some(hash.map_err(|error| WriteError::Invalid(error.to_string()))?)
+        }
+        None | Some(Value::Null) => None,
+        Some(_) => return Err(WriteError::Invalid("field `password` must be a text that is not empty".to_owned())),
+    };
+    Ok(DirectoryChange { kind, id, action: Action::Merge { fields, presence }, password_hash })
+}
+
+/// Stores changes; accounts that they may concern have to sign in again.
+async fn write(
+    state: &HttpState,
+    domain: &DomainId,
+    settings: Domain,
+    changes: Vec<DirectoryChange>,
+) -> Result<DirectoryReceipt, WriteError> {
+    let users = changes.iter().filter(|change| change.kind == DocKind::User);
+    let users: Vec<DocId> = users.map(|change| change.id.clone()).collect();
+    let write = DirectoryWrite { domain: domain.clone(), changes };
+    let receipt = state.ingest.lanes.write(settings.lane, write).await?;
+    for id in &users {
+        state.ingest.auth.forget(id.as_str());
+    }
+    Ok(receipt)
+}
+
+/// Rows of a JSON array, or of JSON lines.
+fn rows(body: &[u8]) -> Result<Vec<Result<Map<String, Value>, WriteError>>, WriteError> {
+    let invalid = |error: &dyn std::fmt::Display| WriteError::Invalid(error.to_string());
+    let text = std::str::from_utf8(body).map_err(|error| invalid(&error))?;
+    let row = |value: Value| match value {
+        Value::Object(fields) => Ok(fields),
+        _ => Err(WriteError::Invalid("a row must be a JSON object".to_owned())),
+    };
+    let rows: Vec<_> = if text.trim_start().starts_with('[') {
+        let values: Vec<Value> = serde_json::from_str(text).map_err(|error| invalid(&error))?;
+        values.into_iter().map(row).collect()
+    } else {
+        let lines = text.lines().filter(|line| !line.trim().is_empty());
+        lines.map(|line| serde_json::from_str(line).map_err(|error| invalid(&error)).and_then(row)).collect()
+    };
+    if rows.len() > MAX_ROWS {
+        return Err(WriteError::Invalid(format!("an import has at most {MAX_ROWS} rows, this one has {}", rows.len())));
+    }
+    Ok(rows)
+}
+
+async fn import(state: &HttpState, kind: DocKind, target: &Target, headers: &HeaderMap, body: &Bytes) -> Response {
+    let (domain, settings) = match caller::authorized(state, &target.domain, headers, Permission::EditUsers).await {
+        Ok((domain, settings, _)) => (domain, settings),
+        Err(response) => return response,
+    };
+    let rows = match rows(body) {
+        Ok(rows) => rows,
+        Err(error) => return refusal::json_error(&error),
+    };
+    let mut report = Report::default();
+    let mut chunk = Vec::new();
+    for (number, row) in (1..).zip(rows) {
+        let made = match row {
+            Ok(fields) => change(kind, Presence::Any, None, fields).await,
+            Err(error) => Err(error),
+        };
+        match made {
+            Ok(change) => chunk.push((number, change)),
+            Err(error) => report.refused(number, None, &error),
+        }
+        if chunk.len() == CHUNK {
+            store(state, &domain, settings, std::mem::take(&mut chunk), &mut report).await;
+        }
+    }
+    if !chunk.is_empty() {
+        store(state, &domain, settings, chunk, &mut report).await;
+    }
+    report.response()
+}
+
+async fn store(
+    state: &HttpState,
+    domain: &DomainId,
+    settings: Domain,
+    chunk: Vec<(usize, DirectoryChange)>,
+    report: &mut Report,
+) {
+    let (numbers, changes): (Vec<usize>, Vec<DirectoryChange>) = chunk.into_iter().unzip();
+    let ids: Vec<DocId> = changes.iter().map(|change| change.id.clone()).collect();
+    match write(state, domain, settings, changes).await {
+        Ok(receipt) => {
+            report.position = receipt.position.or(report.position);
+            for ((number, id), result) in numbers.into_iter().zip(ids).zip(receipt.results) {
+                match result {
+                    Ok(written) => report.accepted(number, &id, written),
+                    Err(error) => report.refused(number, Some(&id), &error),
+                }
+            }
+        }
+        Err(error) => {
+            for (number, id) in numbers.into_iter().zip(ids) {
+                report.refused(number, Some(&id), &error);
+            }
+        }
+    }
+}
+
+/// What became of every row of an import.
+#[derive(Debug, Default)]
+struct Report {
+    created: usize,
+    updated: usize,
+    failed: usize,
+    rows: Vec<Value>,
+    position: Option<Position>,
+    /// Status of a failure that is not the rows' own.
+    overload: Option<StatusCode>,
+}
+
+impl Report {
+    fn accepted(&mut self, number: usize, id: &DocId, written: Written) {
+        let status = match written {
+            Written::Created => {
+                self.created += 1;
+                "created"
+            }
+            Written::Updated => {
+                self.updated += 1;
+                "updated"
+            }
+        };
+        self.rows.push(json!({"row": number, "id": id, "status": status}));
+    }
+
+    fn refused(&mut self, number: usize, id: Option<&DocId>, error: &WriteError) {
+        self.failed += 1;
+        if matches!(error, WriteError::Busy | WriteError::Unavailable | WriteError::Stopping) {
+            use schemas::error::Classify;
+            self.overload = Some(refusal::status(error.class()));
+        }
+        self.rows.push(json!({"row": number, "id": id, "status": "failed", "error": error.to_string()}));
+    }
+
+    /// 200 if any row was taken; what failed is in the report.
+    fn response(self) -> Response {
+        let taken = self.created + self.updated;
+        let status = match self.overload {
+            Some(status) if taken == 0 => status,
+            _ if taken == 0 && self.failed > 0 => StatusCode::BAD_REQUEST,
+            _ => StatusCode::OK,
+        };
+        let body = json!({
+            "created": self.created, "updated": self.updated, "failed": self.failed, "rows": self.rows,
+        });
+        with_position(refusal::with_advice((status, Json(body)).into_response()), self.position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn imports_are_arrays_or_lines() {
+        for body in ["[{\"a\":1},{\"a\":2}]", "{\"a\":1}\n\n{\"a\":2}\n"] {
+            assert_eq!(rows(body.as_bytes()).unwrap().len(), 2);
+        }
+        let mixed = rows(b"{\"a\":1}\nnonsense\n[1]").unwrap();
+        assert_eq!(mixed.iter().filter(|row| row.is_err()).count(), 2);
+        assert!(rows(b"[{}").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_users_place_is_not_their_id() {
+        let fields = |value: Value| value.as_object().unwrap().clone();
+        let user = change(DocKind::User, Presence::Any, None, fields(json!({"_id": "u", "location_id": "l"}))).await;
+        assert_eq!(user.unwrap().id.as_str(), "u");
+        let place = change(DocKind::Location, Presence::Any, None, fields(json!({"location_id": "l"}))).await;
+        assert_eq!(place.unwrap().id.as_str(), "l");
+        let missing = change(DocKind::User, Presence::Existing, None, fields(json!({"location_id": "l"}))).await;
+        assert!(missing.is_err());
+    }
+}

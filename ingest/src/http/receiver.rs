@@ -1,0 +1,271 @@
+//! The submission endpoints that devices post to (forms-and-cases.md §1-§5).
+//!
+//! In: a POST, raw or multipart, gzipped or not. Out: an OpenRosa answer once the form is durable.
+//! Device logs are accepted and dropped (§12.7 allows a deployment to). Demo mode and digest authentication are not offered.
+
+mod request;
+
+use std::net::SocketAddr;
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, Path, Query, Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use bytes::Bytes;
+use md5::{Digest, Md5};
+use schemas::{
+    id::{DomainId, FormId},
+    port::{Permission, Principal},
+    time::parse_micros,
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::{
+    HttpState, both, caller,
+    envelope::{self, Version},
+};
+use crate::{
+    config::IngestConfig,
+    error::WriteError,
+    store::compress,
+    submit::{Attachment, Content, Envelope, Submission},
+    xform::{self, ParseError, ParseLimits, ParsedForm},
+};
+use request::{File, Parts};
+
+/// Bodies above this are parsed away from the threads that serve requests.
+const LARGE: usize = 128 * 1024;
+
+/// Adds the routes. Static names win over `{app_id}`.
+pub(super) fn routes(router: Router<HttpState>) -> Router<HttpState> {
+    let router = both(router, "/a/{domain}/receiver", post(open));
+    let router = both(router, "/a/{domain}/receiver/submission", post(open));
+    let router = both(router, "/a/{domain}/receiver/secure", post(secure));
+    let router = both(router, "/a/{domain}/receiver/api", post(secure));
+    let router = both(router, "/a/{domain}/receiver/secure/{app_id}", post(secure));
+    both(router, "/a/{domain}/receiver/{app_id}", post(open))
+}
+
+#[derive(Debug, Deserialize)]
+struct Target {
+    domain: String,
+    app_id: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Options {
+    authtype: Option<String>,
+}
+
+/// Whether credentials are demanded whatever the domain's setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    Open,
+    Secure,
+}
+
+async fn open(state: State<HttpState>, target: Path<Target>, options: Query<Options>, request: Request) -> Response {
+    receive(state.0, Door::Open, target.0, options.0, request).await.unwrap_or_else(|response| *response)
+}
+
+async fn secure(state: State<HttpState>, target: Path<Target>, options: Query<Options>, request: Request) -> Response {
+    receive(state.0, Door::Secure, target.0, options.0, request).await.unwrap_or_else(|response| *response)
+}
+
+/// A refusal, ready to send.
+type Refusal = Box<Response>;
+
+pub(super) fn refuse(status: StatusCode, text: impl Into<String>) -> Refusal {
+    Box::new((status, text.into()).into_response())
+}
+
+/// The order of work for a submission.
+async fn receive(
+    state: HttpState,
+    door: Door,
+    target: Target,
+    options: Options,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let received_on = state.ingest.clock.now_micros();
+    let unknown = || Box::new(envelope::refused(&WriteError::UnknownDomain(target.domain.clone())));
+    let domain = DomainId::new(&target.domain).map_err(|_| unknown())?;
+    let settings = state.ingest.domains.find(&domain).await.map_err(|error| Box::new(envelope::refused(&error.into())))?;
+    let settings = settings.ok_or_else(unknown)?;
+    if let Some(kind) = &options.authtype
+        && !["basic", "digest", "noauth", "api_key", "oauth2"].contains(&kind.as_str())
+    {
+        let text = "authtype must be one of: basic, digest, noauth, api_key, oauth2";
+        return Err(refuse(StatusCode::BAD_REQUEST, text));
+    }
+    let caller = if door == Door::Secure || settings.secure_submissions {
+        Some(caller::principal(&state, &domain, request.headers(), Permission::Submit).await.map_err(Box::new)?)
+    } else {
+        None
+    };
+    let headers = request.headers().clone();
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_string());
+    let parts = request::read(request, &state.ingest.config).await?;
+
+    let version = version(&headers);
+    let parsed = parse(parts.form.clone(), &state.ingest.config).await;
+    let content = match parsed {
+        Ok(form) if form.is_device_log => return Ok(envelope::dropped()),
+        Ok(form) => Content::Form(form),
+        Err(ParseError::TooLarge { .. }) => return Err(too_large(&state.ingest.config)),
+        Err(error) => Content::Broken { id: random_form_id()?, problem: error.to_string() },
+    };
+    let envelope = Envelope {
+        app_id: target.app_id,
+        received_on: submit_time(&headers, &state.ingest.config).unwrap_or(received_on),
+        auth_context: auth_context(&domain, caller.as_ref()),
+        openrosa_headers: openrosa_headers(&headers),
+        last_sync_token: text_header(&headers, "x-commcarehq-lastsynctoken"),
+        date_header: date_header(&headers),
+        submit_ip: address,
+        author: caller.map(|caller| caller.user_id.as_str().to_owned()),
+    };
+    let submission = submission(&state, domain, content, parts, envelope).await?;
+    match state.ingest.lanes.submit(settings.lane, submission).await {
+        Ok(receipt) => Ok(envelope::stored(&receipt, version)),
+        Err(error) => Ok(envelope::refused(&error)),
+    }
+}
+
+fn too_large(config: &IngestConfig) -> Refusal {
+    refuse(StatusCode::PAYLOAD_TOO_LARGE, format!("Form exceeds {}MB size limit", config.max_form_bytes / (1024 * 1024)))
+}
+
+fn random_form_id() -> Result<FormId, Refusal> {
+    FormId::new(&Uuid::new_v4().to_string())
+        .map_err(|_| refuse(StatusCode::INTERNAL_SERVER_ERROR, "could not make a form id"))
+}
+
+async fn parse(body: Bytes, config: &IngestConfig) -> Result<Box<ParsedForm>, ParseError> {
+    let limits = ParseLimits { max_bytes: config.max_form_bytes, ..ParseLimits::default() };
+    let large = body.len() > LARGE;
+    let work = move || xform::parse(&body, &limits, &|| Uuid::new_v4().to_string()).map(Box::new);
+    if !large {
+        return work();
+    }
+    let failed = |_| ParseError::NotXml { message: "the parser stopped".to_owned(), position: 0 };
+    tokio::task::spawn_blocking(work).await.map_err(failed)?
+}
+
+/// Compresses the bytes and puts large attachments where the commit does not carry them.
+async fn submission(
+    state: &HttpState,
+    domain: DomainId,
+    content: Content,
+    parts: Parts,
+    envelope: Envelope,
+) -> Result<Submission, Refusal> {
+    let fault = |error: std::io::Error| {
+        tracing::error!(%error, "a submission could not be compressed");
+        Box::new(envelope::refused(&WriteError::Internal))
+    };
+    let mut attachments = Vec::with_capacity(parts.files.len());
+    for file in parts.files {
+        let File { name, content_type, bytes } = file;
+        let (key, length) = (Uuid::new_v4(), bytes.len());
+        let inline_zstd = if length <= state.ingest.config.inline_attachment_bytes {
+            Some(compress::pack(&bytes).map_err(fault)?)
+        } else {
+            state.ingest.blobs.put_attachment(&domain, key, bytes).await.map_err(|error| {
+                tracing::warn!(%error, "an attachment could not be stored");
+                Box::new(envelope::refused(&WriteError::Unavailable))
+            })?;
+            None
+        };
+        attachments.push(Attachment { name, content_type, length, key, inline_zstd });
+    }
+    Ok(Submission {
+        domain,
+        content,
+        xml_md5: Md5::digest(&parts.form).into(),
+        xml_key: Uuid::new_v4(),
+        xml_zstd: compress::pack(&parts.form).map_err(fault)?,
+        envelope,
+        attachments,
+    })
+}
+
+fn text_header(headers: &HeaderMap, name: &str) -> Option<String> {
+    let text = headers.get(name)?.to_str().ok()?;
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn version(headers: &HeaderMap) -> Version {
+    match headers.get("x-openrosa-version").map(|value| value.as_bytes()) {
+        Some(b"3.0") => Version::Three,
+        _ => Version::Two,
+    }
+}
+
+/// Time of receipt as trusted tooling states it.
+fn submit_time(headers: &HeaderMap, config: &IngestConfig) -> Option<i64> {
+    if !config.trust_submit_time {
+        return None;
+    }
+    parse_micros(&text_header(headers, "x-submit-time")?)
+}
+
+/// `Mon, 11 Apr 2011 18:24:43 GMT`
+fn date_header(headers: &HeaderMap) -> Option<i64> {
+    let text = text_header(headers, header::DATE.as_str())?;
+    match jiff::fmt::rfc2822::parse(&text) {
+        Ok(at) => Some(at.timestamp().as_microsecond()),
+        Err(error) => {
+            tracing::info!(%error, "a submission's date header could not be read");
+            None
+        }
+    }
+}
+
+fn openrosa_headers(headers: &HeaderMap) -> Value {
+    let kept = [
+        ("x-openrosa-version", "HTTP_X_OPENROSA_VERSION"),
+        ("date", "HTTP_DATE"),
+        ("accept-language", "HTTP_ACCEPT_LANGUAGE"),
+    ];
+    let values = kept.into_iter().filter_map(|(name, kept)| Some((kept.to_owned(), text_header(headers, name)?.into())));
+    Value::Object(values.collect::<Map<_, _>>())
+}
+
+fn auth_context(domain: &DomainId, caller: Option<&Principal>) -> Value {
+    json!({
+        "doc_type": "AuthContext",
+        "domain": domain,
+        "user_id": caller.map(|caller| caller.user_id.as_str()),
+        "authenticated": caller.is_some(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn headers_are_read_as_the_contract_says() {
+        let mut headers = HeaderMap::new();
+        headers.insert("date", HeaderValue::from_static("Mon, 11 Apr 2011 18:24:43 GMT"));
+        headers.insert("x-openrosa-version", HeaderValue::from_static("3.0"));
+        headers.insert("x-submit-time", HeaderValue::from_static("2020-01-02T03:04:05.000000Z"));
+        assert_eq!(date_header(&headers).map(schemas::time::format_micros).unwrap(), "2011-04-11T18:24:43.000000Z");
+        assert_eq!(version(&headers), Version::Three);
+        assert_eq!(openrosa_headers(&headers)["HTTP_DATE"], "Mon, 11 Apr 2011 18:24:43 GMT");
+        let trusting = IngestConfig { trust_submit_time: true, ..IngestConfig::default() };
+        assert_eq!(submit_time(&headers, &trusting), parse_micros("2020-01-02T03:04:05Z"));
+        assert_eq!(submit_time(&headers, &IngestConfig::default()), None);
+        headers.insert("date", HeaderValue::from_static("yesterday"));
+        headers.insert("x-openrosa-version", HeaderValue::from_static("3"));
+        assert_eq!((date_header(&headers), version(&headers)), (None, Version::Two));
+    }
+}

@@ -1,0 +1,194 @@
+//! Forms in: authenticate, parse, apply and commit, with the change record in the same transaction.
+//!
+//! [`Ingest::open`] connects, migrates and starts the lanes' writers; [`Ingest::routes`] is what devices and scripts talk
+//! to; [`Ingest::bootstrap`] and [`Ingest::authenticator`] are the ports through which `dataflow` and `query` meet it.
+//! Never here: timely, DataFusion, or the state of a view.
+
+mod accounts;
+mod auth;
+mod blob;
+mod bootstrap;
+pub mod casexml;
+pub mod changelog;
+mod config;
+mod definition;
+mod domain;
+pub mod error;
+mod http;
+mod metrics;
+mod store;
+pub mod submit;
+pub mod xform;
+
+use std::{sync::Arc, time::Duration};
+
+use object_store::ObjectStore;
+use schemas::{
+    id::{DomainId, FormId},
+    port::{Authenticator, Bootstrap, Clock, ViewReader},
+    position::LaneId,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use accounts::{AccountError, Accounts};
+pub use blob::BlobError;
+pub use changelog::relay::Relay;
+pub use config::IngestConfig;
+pub use definition::{Definition, DefinitionError};
+pub use error::{DatabaseError, StartError, WriteError};
+
+use crate::{
+    auth::AccountAuthenticator,
+    blob::Blobs,
+    bootstrap::PrimaryStore,
+    changelog::{
+        handover::Handover,
+        lane,
+        outbox::{self, Retention},
+        relay::Log,
+    },
+    domain::Domains,
+    metrics::IngestMetrics,
+    store::{
+        migrate,
+        pool::{Address, Pool, Use},
+    },
+    submit::lanes::Lanes,
+};
+
+/// How often the outbox is trimmed.
+const TRIM_EVERY: Duration = Duration::from_secs(5);
+
+/// The ingest service of one database.
+#[derive(Debug)]
+pub struct Ingest {
+    config: IngestConfig,
+    pool: Pool,
+    clock: Arc<dyn Clock>,
+    handover: Arc<Handover>,
+    lanes: Lanes,
+    domains: Arc<Domains>,
+    auth: Arc<AccountAuthenticator>,
+    blobs: Blobs,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Ingest {
+    /// Connects, brings the database to this release's schema, and starts the lanes' writers and the background tasks.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn open(
+        config: IngestConfig,
+        blobs: Arc<dyn ObjectStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, StartError> {
+        let problems = config.problems();
+        if !problems.is_empty() {
+            return Err(StartError::Config(problems));
+        }
+        let address = Address::parse(&config.database_url)?;
+        let connection = address.connect(Use::Long).await?;
+        migrate::migrate(&connection).await?;
+        for writer in 0..config.lanes {
+            lane::ensure(&connection, LaneId { database: config.database, writer }).await?;
+        }
+        drop(connection);
+
+        let metrics = IngestMetrics::new();
+        let pool = Pool::new(address.clone(), config.read_connections, Duration::from_millis(config.lock_wait_ms));
+        let handover = Arc::new(Handover::new(metrics.handover_missed.clone()));
+        let tasks = TaskTracker::new();
+        let stop = CancellationToken::new();
+        let lanes = Lanes::start(&config, &address, &handover, &clock, &metrics, &tasks);
+        let domains = Arc::new(Domains::new(pool.clone(), Arc::clone(&clock), config.database, config.lanes));
+        let auth = Arc::new(AccountAuthenticator::new(pool.clone(), Arc::clone(&clock), config.credential_seconds));
+        let blobs = Blobs::new(blobs, pool.clone(), config.blob_directory.clone(), Arc::clone(&clock), metrics);
+        tasks.spawn(blobs.clone().run_mover(Duration::from_millis(config.mover_delay_ms), stop.clone()));
+        tasks.spawn(trim(config.clone(), pool.clone(), Arc::clone(&clock), stop.clone()));
+        Ok(Arc::new(Self { config, pool, clock, handover, lanes, domains, auth, blobs, tasks, stop }))
+    }
+
+    /// The endpoints that write: receiver, users, locations, definitions. `views` shows how definitions are doing.
+    pub fn routes(self: &Arc<Self>, views: Arc<dyn ViewReader>) -> axum::Router {
+        http::routes(Arc::clone(self), views)
+    }
+
+    /// Checks credentials, for every protocol.
+    pub fn authenticator(self: &Arc<Self>) -> Arc<dyn Authenticator> {
+        Arc::clone(&self.auth) as Arc<dyn Authenticator>
+    }
+
+    /// Present documents and the log behind them: from memory as they are committed, from the outbox otherwise.
+    pub fn bootstrap(self: &Arc<Self>) -> Arc<dyn Bootstrap> {
+        Arc::new(PrimaryStore {
+            pool: self.pool.clone(),
+            handover: Arc::clone(&self.handover),
+            capacity: self.config.handover,
+        })
+    }
+
+    /// Carries the change log to the Kafka brokers (`host:port`, separated by commas) until it is shut down.
+    #[must_use]
+    pub fn relay(&self, brokers: &str) -> Relay {
+        let log = Log {
+            pool: self.pool.clone(),
+            handover: Arc::clone(&self.handover),
+            capacity: self.config.handover,
+        };
+        Relay::start(log, brokers, Arc::clone(&self.clock))
+    }
+
+    /// Sets up domains and accounts.
+    #[must_use]
+    pub fn accounts(&self) -> Accounts {
+        Accounts { pool: self.pool.clone(), domains: Arc::clone(&self.domains), auth: Arc::clone(&self.auth) }
+    }
+
+    /// The bytes of a form as they were received, from Postgres or the object store; `None` if the domain has no such form.
+    ///
+    /// # Errors
+    /// [`BlobError`].
+    pub async fn form_xml(&self, domain: &DomainId, form_id: &FormId) -> Result<Option<bytes::Bytes>, BlobError> {
+        self.blobs.form_xml(domain, form_id).await
+    }
+
+    /// The bytes of a form's attachment, from Postgres or the object store; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// [`BlobError`].
+    pub async fn attachment(
+        &self,
+        domain: &DomainId,
+        form_id: &FormId,
+        name: &str,
+    ) -> Result<Option<bytes::Bytes>, BlobError> {
+        self.blobs.attachment(domain, form_id, name).await
+    }
+
+    /// Takes no more writes, stores what is queued, and ends all tasks.
+    pub async fn shutdown(&self) {
+        self.lanes.close();
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Trims the outbox behind its readers until `stop`.
+async fn trim(config: IngestConfig, pool: Pool, clock: Arc<dyn Clock>, stop: CancellationToken) {
+    let retention = Retention { keep: config.outbox_keep, limit: config.outbox_limit };
+    while stop.run_until_cancelled(tokio::time::sleep(TRIM_EVERY)).await.is_some() {
+        for writer in 0..config.lanes {
+            let lane = LaneId { database: config.database, writer };
+            let trimmed = async {
+                let client = pool.get().await?;
+                outbox::trim(&client, lane, retention, clock.now_micros()).await
+            };
+            if let Err(error) = trimmed.await {
+                tracing::warn!(%error, %lane, "the outbox could not be trimmed");
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Rows of users, locations and definitions, and of the accounts that hold names: statements.
+
+use schemas::change::DocKind;
+
+/// Documents of a kind by id, in one domain; the parameters are the domain, the ids and, for definitions, the kind.
+pub(crate) const fn select(kind: DocKind) -> Option<&'static str> {
+    match kind {
+        DocKind::User => Some("SELECT id, document FROM users WHERE domain = $1 AND id = ANY($2)"),
+        DocKind::Location => Some("SELECT id, document FROM locations WHERE domain = $1 AND id = ANY($2)"),
+        DocKind::DataSource => Some(
+            "SELECT id, document FROM definitions WHERE domain = $1 AND id = ANY($2) AND kind = 'data_source'",
+        ),
+        DocKind::AggregateView => Some(
+            "SELECT id, document FROM definitions WHERE domain = $1 AND id = ANY($2) AND kind = 'aggregate_view'",
+        ),
+        DocKind::Form | DocKind::Case => None,
+    }
+}
+
+/// Accounts by id or name, with their domains.
+pub(crate) const SELECT_ACCOUNTS: &str = "SELECT a.id, a.username, \
+     ARRAY(SELECT m.domain FROM memberships m WHERE m.account_id = a.id) \
+     FROM accounts a WHERE a.id = ANY($1) OR a.username = ANY($2)";
+
+/// Writes documents; the columns are domains, ids, documents and stamps.
+pub(crate) const fn upsert(kind: DocKind) -> Option<&'static str> {
+    match kind {
+        DocKind::User => Some(
+            "INSERT INTO users (domain, id, document, stamp) \
+             SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) \
+             ON CONFLICT (domain, id) DO UPDATE SET document = excluded.document, stamp = excluded.stamp",
+        ),
+        DocKind::Location => Some(
+            "INSERT INTO locations (domain, id, document, stamp) \
+             SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) \
+             ON CONFLICT (domain, id) DO UPDATE SET document = excluded.document, stamp = excluded.stamp",
+        ),
+        DocKind::DataSource => Some(
+            "INSERT INTO definitions (domain, kind, id, document, stamp) \
+             SELECT domain, 'data_source', id, document, stamp \
+             FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS u(domain, id, document, stamp) \
+             ON CONFLICT (domain, kind, id) DO UPDATE SET document = excluded.document, stamp = excluded.stamp",
+        ),
+        DocKind::AggregateView => Some(
+            "INSERT INTO definitions (domain, kind, id, document, stamp) \
+             SELECT domain, 'aggregate_view', id, document, stamp \
+             FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS u(domain, id, document, stamp) \
+             ON CONFLICT (domain, kind, id) DO UPDATE SET document = excluded.document, stamp = excluded.stamp",
+        ),
+        DocKind::Form | DocKind::Case => None,
+    }
+}
+
+/// Deletes documents; the columns are domains and ids.
+pub(crate) const fn delete(kind: DocKind) -> Option<&'static str> {
+    match kind {
+        DocKind::User => Some(
+            "DELETE FROM users t USING unnest($1::text[], $2::text[]) AS u(domain, id) \
+             WHERE t.domain = u.domain AND t.id = u.id",
+        ),
+        DocKind::Location => Some(
+            "DELETE FROM locations t USING unnest($1::text[], $2::text[]) AS u(domain, id) \
+             WHERE t.domain = u.domain AND t.id = u.id",
+        ),
+        DocKind::DataSource => Some(
+            "DELETE FROM definitions t USING unnest($1::text[], $2::text[]) AS u(domain, id) \
+             WHERE t.domain = u.domain AND t.id = u.id AND t.kind = 'data_source'",
+        ),
+        DocKind::AggregateView => Some(
+            "DELETE FROM definitions t USING unnest($1::text[], $2::text[]) AS u(domain, id) \
+             WHERE t.domain = u.domain AND t.id = u.id AND t.kind = 'aggregate_view'",
+        ),
+        DocKind::Form | DocKind::Case => None,
+    }
+}
+
+/// Writes accounts of mobile workers; the columns are ids, names, password hashes (null keeps the present one) and
+/// whether they may sign in.
+pub(crate) const UPSERT_ACCOUNTS: &str = "INSERT INTO accounts (id, username, password_hash, is_active) \
+     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[]) \
+     ON CONFLICT (id) DO UPDATE SET username = excluded.username, is_active = excluded.is_active, \
+     password_hash = coalesce(excluded.password_hash, accounts.password_hash)";
+
+/// Makes mobile workers members of their domain; the columns are ids and domains.
+pub(crate) const INSERT_MEMBERSHIPS: &str = "INSERT INTO memberships (account_id, domain, permissions) \
+     SELECT account_id, domain, ARRAY['submit'] FROM unnest($1::text[], $2::text[]) AS u(account_id, domain) \
+     ON CONFLICT DO NOTHING";

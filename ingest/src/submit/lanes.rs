@@ -1,0 +1,101 @@
+//! The way into the lanes: a bounded queue each, and the writers behind it.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use parking_lot::RwLock;
+use schemas::{port::Clock, position::LaneId};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    DirectoryReceipt, DirectoryWrite, Job, Receipt, Submission,
+    writer::{Shared, Writer},
+};
+use crate::{
+    changelog::handover::Handover, config::IngestConfig, error::WriteError, metrics::IngestMetrics, store::pool::Address,
+};
+
+/// The queues of all lanes of this process.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    /// Sending ends; emptied at shutdown, so that writers drain their queue and end. A lock because that happens once while
+    /// requests read; never held over an await.
+    queues: RwLock<HashMap<LaneId, mpsc::Sender<Job>>>,
+    metrics: IngestMetrics,
+}
+
+impl Lanes {
+    /// Starts the writers of every lane; they belong to `tasks`.
+    pub(crate) fn start(
+        config: &IngestConfig,
+        address: &Address,
+        handover: &Arc<Handover>,
+        clock: &Arc<dyn Clock>,
+        metrics: &IngestMetrics,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let mut queues = HashMap::new();
+        for writer in 0..config.lanes {
+            let lane = LaneId { database: config.database, writer };
+            let (sender, receiver) = mpsc::channel(config.queue);
+            let shared = Arc::new(Shared {
+                lane,
+                queue: Mutex::new(receiver),
+                max_group: config.max_group,
+                address: address.clone(),
+                lock_wait: Duration::from_millis(config.lock_wait_ms),
+                handover: Arc::clone(handover),
+                clock: Arc::clone(clock),
+                metrics: metrics.clone(),
+            });
+            for _ in 0..config.connections_per_lane {
+                tasks.spawn(Writer::new(Arc::clone(&shared)).run());
+            }
+            queues.insert(lane, sender);
+        }
+        Self { queues: RwLock::new(queues), metrics: metrics.clone() }
+    }
+
+    /// Stores a form; returns once it is durable.
+    ///
+    /// # Errors
+    /// [`WriteError`]; nothing of the form was stored then.
+    pub(crate) async fn submit(&self, lane: LaneId, submission: Submission) -> Result<Receipt, WriteError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(lane, Job::Form { submission: Box::new(submission), reply })?;
+        answer.await.map_err(|_| WriteError::Internal)?
+    }
+
+    /// Stores users, locations or definitions; returns once they are durable.
+    ///
+    /// # Errors
+    /// [`WriteError`]; nothing was stored then.
+    pub(crate) async fn write(&self, lane: LaneId, write: DirectoryWrite) -> Result<DirectoryReceipt, WriteError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(lane, Job::Directory { write, reply })?;
+        answer.await.map_err(|_| WriteError::Internal)?
+    }
+
+    fn send(&self, lane: LaneId, job: Job) -> Result<(), WriteError> {
+        let queues = self.queues.read();
+        if queues.is_empty() {
+            return Err(WriteError::Stopping);
+        }
+        let Some(queue) = queues.get(&lane) else {
+            tracing::error!(%lane, "a domain belongs to a lane that this process does not have; raise `lanes`");
+            return Err(WriteError::Unavailable);
+        };
+        queue.try_send(job).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                self.metrics.busy.increment(1);
+                WriteError::Busy
+            }
+            mpsc::error::TrySendError::Closed(_) => WriteError::Stopping,
+        })
+    }
+
+    /// Takes no more jobs; writers end when what is queued is stored.
+    pub(crate) fn close(&self) {
+        self.queues.write().clear();
+    }
+}

@@ -1,0 +1,163 @@
+//! Who may do what, users and locations, definitions.
+
+use axum::{
+    body::Body,
+    http::{Request, StatusCode},
+};
+use schemas::{
+    change::DocKind,
+    id::{DomainId, ViewName},
+    port::{AuthError, Credentials, Permission, Secret},
+};
+use serde_json::json;
+
+use crate::service::{Service, basic, demo, documents, form, start};
+
+fn password(name: &str, password: &str) -> Credentials {
+    Credentials::Password { username: name.to_owned(), password: Secret(password.to_owned()) }
+}
+
+async fn post_as(service: &Service, authorization: Option<String>, path: &str) -> StatusCode {
+    let mut request = Request::post(path);
+    if let Some(authorization) = authorization {
+        request = request.header("authorization", authorization);
+    }
+    service.send(request.body(Body::from(form("f1", "1", ""))).unwrap()).await.status
+}
+
+#[tokio::test]
+async fn strangers_are_challenged_and_the_domains_setting_opens_the_door() {
+    let service = start().await;
+    for authorization in [
+        None,
+        Some(basic("admin@demo", "wrong")),
+        Some(basic("nobody@demo", &service.password)),
+        Some("Bearer abc".to_owned()),
+    ] {
+        let status = post_as(&service, authorization.clone(), "/a/demo/receiver/").await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{authorization:?}");
+    }
+    let refused = service.send(Request::post("/a/demo/receiver/").body(Body::from("x")).unwrap()).await;
+    assert!(refused.headers["www-authenticate"].to_str().unwrap().starts_with("Basic "));
+    assert_eq!(service.number("SELECT count(*) FROM forms").await, 0);
+    service.ingest.accounts().set_secure_submissions(&demo(), false).await.unwrap();
+    assert_eq!(post_as(&service, None, "/a/demo/receiver/").await, StatusCode::CREATED);
+    assert_eq!(post_as(&service, None, "/a/demo/receiver/secure/").await, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn credentials_are_of_a_domain_and_forgotten_when_the_account_changes() {
+    let service = start().await;
+    let (auth, accounts) = (service.ingest.authenticator(), service.ingest.accounts());
+    let other = DomainId::new("other").unwrap();
+    accounts.create_domain(&other).await.unwrap();
+    let admin = password("admin@demo", &service.password);
+    let principal = auth.authenticate(&demo(), &admin).await.unwrap();
+    assert!(principal.may(Permission::EditUsers) && principal.domain == demo());
+    assert!(matches!(auth.authenticate(&other, &admin).await, Err(AuthError::Refused { .. })));
+
+    // Remembered: the account table is not asked again.
+    let client = service.client().await;
+    client.execute("UPDATE accounts SET password_hash = 'x' WHERE username = 'admin@demo'", &[]).await.unwrap();
+    auth.authenticate(&demo(), &admin).await.unwrap();
+    accounts.set_password("admin@demo", &Secret("new".to_owned())).await.unwrap();
+    assert!(auth.authenticate(&demo(), &admin).await.is_err());
+    auth.authenticate(&demo(), &password("admin@demo", "new")).await.unwrap();
+    assert!(accounts.ensure_admin(&demo()).await.unwrap().is_none(), "made once");
+
+    let Secret(key) = accounts.create_api_key("admin@demo", Some(&demo()), "script").await.unwrap();
+    let with = |key: &str| Credentials::ApiKey { username: "admin@demo".to_owned(), key: Secret(key.to_owned()) };
+    auth.authenticate(&demo(), &with(&key)).await.unwrap();
+    assert!(auth.authenticate(&demo(), &with("guess")).await.is_err());
+    let wrong_name = Credentials::ApiKey { username: "someone".to_owned(), key: Secret(key.clone()) };
+    assert!(auth.authenticate(&demo(), &wrong_name).await.is_err());
+    assert_eq!(post_as(&service, Some(format!("ApiKey admin@demo:{key}")), "/a/demo/receiver/secure/").await, StatusCode::CREATED);
+    let stored: Vec<u8> = client.query_one("SELECT key_hash FROM api_keys", &[]).await.unwrap().get(0);
+    assert!(!String::from_utf8_lossy(&stored).contains(&key));
+}
+
+#[tokio::test]
+async fn workers_submit_under_either_name_and_nothing_else() {
+    let service = start().await;
+    let made = service
+        .call("POST", "/a/demo/api/v0.5/user/", r#"{"username": "asha", "password": "pw1", "first_name": "Asha"}"#)
+        .await;
+    assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
+    let id = made.json()["id"].as_str().unwrap().to_owned();
+    let record = service.record(made.position()).await;
+    let (user, kind, body) = documents(&record, DocKind::User).remove(0);
+    assert_eq!((user.as_str(), kind.as_str(), &body["first_name"]), (id.as_str(), "CommCareUser", &"Asha".into()));
+    assert!(body.get("password").is_none());
+    for name in ["asha@demo", "asha@demo.commcarehq.org"] {
+        let status = post_as(&service, Some(basic(name, "pw1")), "/a/demo/receiver/secure/").await;
+        assert_eq!(status, StatusCode::CREATED, "{name}");
+    }
+    let request = Request::post("/a/demo/api/v0.5/user/").header("authorization", basic("asha@demo", "pw1"));
+    let forbidden = service.send(request.body(Body::from(r#"{"username": "b"}"#)).unwrap()).await;
+    assert_eq!(forbidden.status, StatusCode::FORBIDDEN);
+
+    let path = format!("/a/demo/api/v0.5/user/{id}/");
+    let changed = service.call("PUT", &path, r#"{"password": "pw2", "is_active": true}"#).await;
+    assert_eq!(changed.status, StatusCode::OK);
+    assert_eq!(post_as(&service, Some(basic("asha@demo", "pw1")), "/a/demo/receiver/").await, StatusCode::UNAUTHORIZED);
+    assert_eq!(post_as(&service, Some(basic("asha@demo", "pw2")), "/a/demo/receiver/").await, StatusCode::CREATED);
+    service.call("PUT", &path, r#"{"is_active": false}"#).await;
+    assert_eq!(post_as(&service, Some(basic("asha@demo", "pw2")), "/a/demo/receiver/").await, StatusCode::UNAUTHORIZED);
+    assert_eq!(service.call("PUT", "/a/demo/api/v0.5/user/nobody/", "{}").await.status, StatusCode::NOT_FOUND);
+    let taken = service.call("POST", "/a/demo/api/v0.5/user/", r#"{"username": "asha"}"#).await;
+    assert_eq!(taken.status, StatusCode::CONFLICT);
+}
+
+#[tokio::test]
+async fn an_import_reports_every_row_and_updates_what_exists() {
+    let service = start().await;
+    let places = "{\"location_id\":\"s\",\"name\":\"S\",\"location_type\":\"state\"}\n\
+                  {\"location_id\":\"d\",\"name\":\"D\",\"location_type\":\"district\",\"parent_id\":\"s\"}\n\
+                  {\"location_id\":\"x\",\"name\":\"X\",\"parent_id\":\"nowhere\"}\nnonsense\n";
+    let answer = service.call("POST", "/a/demo/import/locations", places).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let report = answer.json();
+    assert_eq!((&report["created"], &report["failed"]), (&2.into(), &2.into()), "{report}");
+    assert_eq!(documents(&service.record(answer.position()).await, DocKind::Location).len(), 2);
+    let users: Vec<_> = (0..450)
+        .map(|n| json!({"_id": format!("u{n}"), "domain": "demo", "doc_type": "CommCareUser", "username": format!("w{n}"),
+            "location_id": "d", "is_active": true}))
+        .collect();
+    let first = service.call("POST", "/a/demo/import/users/", json!(users).to_string()).await.json();
+    assert_eq!((&first["created"], &first["updated"], &first["failed"]), (&450.into(), &0.into(), &0.into()));
+    assert_eq!(first["rows"][449]["row"], 450);
+    let second = service.call("POST", "/a/demo/import/users/", json!(users).to_string()).await.json();
+    assert_eq!((&second["created"], &second["updated"]), (&0.into(), &450.into()));
+    assert_eq!(service.number("SELECT count(*) FROM users").await, 450);
+}
+
+#[tokio::test]
+async fn definitions_are_put_listed_and_deleted() {
+    let service = start().await;
+    let (_, source) = schemas::sample::DATA_SOURCES.iter().find(|(id, _)| *id == "visits").unwrap();
+    let put = service.call("PUT", "/a/demo/ucr/data-sources/visits/", *source).await;
+    assert_eq!(put.status, StatusCode::OK, "{put:?}");
+    let (id, _, body) = documents(&service.record(put.position()).await, DocKind::DataSource).remove(0);
+    assert_eq!((id.as_str(), &body["table_id"], &body["domain"]), ("visits", &"visits".into(), &"demo".into()));
+    let renamed = service.call("PUT", "/a/demo/ucr/data-sources/again", *source).await;
+    assert_eq!(renamed.status, StatusCode::OK);
+    let listed = service.call("GET", "/a/demo/ucr/data-sources", "").await.json();
+    assert_eq!(listed["objects"].as_array().unwrap().len(), 2);
+    let one = service.call("GET", "/a/demo/ucr/data-sources/again/", "").await.json();
+    assert_eq!((&one["definition"]["table_id"], &one["status"]), (&"again".into(), &json!(null)));
+
+    let bad = service.call("PUT", "/a/demo/ucr/data-sources/bad", r#"{"referenced_doc_type": "Nonsense"}"#).await;
+    assert_eq!(bad.status, StatusCode::BAD_REQUEST);
+    assert!(bad.json()["problems"][0]["pointer"].is_string(), "{bad:?}");
+    let (_, view) = schemas::sample::AGGREGATE_VIEWS.iter().find(|(id, _)| *id == "visits_by_month").unwrap();
+    let view = service.call("PUT", "/a/demo/views/visits_by_month", *view).await;
+    assert_eq!(view.status, StatusCode::OK, "{view:?}");
+
+    let gone = service.call("DELETE", "/a/demo/ucr/data-sources/again/", "").await;
+    let record = service.record(gone.position()).await;
+    assert!(record.documents[0].body.is_none() && record.documents[0].kind == DocKind::DataSource);
+    assert_eq!(service.call("DELETE", "/a/demo/ucr/data-sources/again/", "").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(service.call("GET", "/a/demo/ucr/data-sources/again/", "").await.status, StatusCode::NOT_FOUND);
+    let name = ViewName::new("visits_by_month").unwrap();
+    service.ingest.delete_definition(&demo(), DocKind::AggregateView, &name).await.unwrap();
+}

@@ -1,0 +1,134 @@
+//! Requests as devices and scripts send them: paths, bodies, limits.
+
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+};
+
+use axum::http::{Request, StatusCode};
+use ingest::IngestConfig;
+use schemas::id::FormId;
+
+use crate::{
+    postgres,
+    service::{Service, basic, case, create, demo, form, start, start_with, until},
+};
+
+fn post(service: &Service, path: &str) -> axum::http::request::Builder {
+    Request::post(path).header("authorization", basic("admin@demo", &service.password))
+}
+
+/// A multipart body: (part name, file name, content).
+fn multipart(parts: &[(&str, Option<&str>, &str)]) -> String {
+    let mut body = String::new();
+    for (name, file, content) in parts {
+        let file = file.map(|file| format!("; filename=\"{file}\"")).unwrap_or_default();
+        body.push_str(&format!(
+            "--edge\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n{content}\r\n"
+        ));
+    }
+    body.push_str("--edge--\r\n");
+    body
+}
+
+fn gzip(text: &str) -> Vec<u8> {
+    let mut child =
+        Command::new("gzip").arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let text = text.to_owned();
+    let writing = std::thread::spawn(move || input.write_all(text.as_bytes()).unwrap());
+    let output = child.wait_with_output().unwrap();
+    writing.join().unwrap();
+    output.stdout
+}
+
+#[tokio::test]
+async fn every_path_takes_a_form_with_and_without_its_slash() {
+    let service = start().await;
+    let mut number = 0;
+    for path in ["", "/submission", "/secure", "/api", "/app1", "/secure/app1"] {
+        for slash in ["", "/"] {
+            number += 1;
+            let request = post(&service, &format!("/a/demo/receiver{path}{slash}"));
+            let answer = service.send(request.body(form(&format!("f{number}"), "1", "").into()).unwrap()).await;
+            assert_eq!(answer.status, StatusCode::CREATED, "{path}{slash} {answer:?}");
+        }
+    }
+    assert_eq!(service.number("SELECT count(*) FROM forms WHERE app_id = 'app1'").await, 4);
+    let get = service.call("GET", "/a/demo/receiver/", "").await;
+    assert_eq!(get.status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn parts_are_checked_as_the_contract_says() {
+    let service = start().await;
+    let xml = form("f1", "1", &case("c1", &create("X")));
+    let form_part = ("xml_submission_file", Some("form.xml"), xml.as_str());
+    for (parts, status, text) in [
+        (vec![form_part, ("note", None, "x")], 400, "POST.keys()"),
+        (vec![("photo", Some("a.jpg"), "x")], 400, "xml_submission_file"),
+        (vec![("xml_submission_file", Some("form.txt"), xml.as_str())], 422, "processing_failure"),
+        (vec![("xml_submission_file", Some("form.xml"), "")], 400, "empty"),
+        (vec![form_part, ("tool", Some("a.exe"), "x")], 422, "processing_failure"),
+        (vec![form_part, ("photo", Some("a.jpg"), "pixels")], 201, "submit_success"),
+    ] {
+        let request = post(&service, "/a/demo/receiver/").header("content-type", "multipart/form-data; boundary=edge");
+        let answer = service.send(request.body(multipart(&parts).into()).unwrap()).await;
+        assert_eq!(answer.status.as_u16(), status, "{parts:?} {answer:?}");
+        assert!(answer.body.contains(text), "{answer:?}");
+    }
+    let photo = service.ingest.attachment(&demo(), &FormId::new("f1").unwrap(), "photo").await.unwrap().unwrap();
+    assert_eq!(&photo[..], b"pixels");
+    // An edit without the photo keeps it.
+    service.stored(&form("f1", "2", &case("c1", &create("Y")))).await;
+    let photo = service.ingest.attachment(&demo(), &FormId::new("f1").unwrap(), "photo").await.unwrap().unwrap();
+    assert_eq!(&photo[..], b"pixels");
+}
+
+#[tokio::test]
+async fn bodies_may_be_gzipped_and_limits_count_what_comes_out() {
+    let database_url = postgres::database().await;
+    let config = IngestConfig { database_url, max_form_bytes: 20_000, max_request_bytes: 50_000, ..IngestConfig::default() };
+    let service = start_with(config).await;
+    let send = async |id: &str, padding: usize, zipped: bool| {
+        let xml = form(id, &"a".repeat(padding), "");
+        let request = post(&service, "/a/demo/receiver/");
+        let request = if zipped {
+            request.header("content-encoding", "gzip").body(gzip(&xml).into())
+        } else {
+            request.body(xml.into())
+        };
+        service.send(request.unwrap()).await.status.as_u16()
+    };
+    assert_eq!(send("f1", 10_000, true).await, 201);
+    assert_eq!(send("f2", 10_000, false).await, 201);
+    assert_eq!(send("f3", 30_000, true).await, 413);
+    assert_eq!(send("f4", 30_000, false).await, 413);
+    assert_eq!(send("f5", 5_000_000, true).await, 413);
+    let empty = service.call("POST", "/a/demo/receiver/", "").await;
+    assert_eq!(empty.status, StatusCode::BAD_REQUEST);
+    let unknown = service.call("POST", "/a/nowhere/receiver/", "x").await;
+    assert_eq!((unknown.status, unknown.body.as_str()), (StatusCode::BAD_REQUEST, "No domain with name nowhere"));
+}
+
+#[tokio::test]
+async fn raw_xml_is_found_before_and_after_it_moves() {
+    let database_url = postgres::database().await;
+    let service = start_with(IngestConfig { database_url, mover_delay_ms: 0, ..IngestConfig::default() }).await;
+    let xml: Vec<String> = (0..5).map(|n| form(&format!("f{n}"), &"x".repeat(n * 100), "")).collect();
+    for xml in &xml {
+        service.stored(xml).await;
+    }
+    let read = async |n: usize| {
+        let id = FormId::new(&format!("f{n}")).unwrap();
+        service.ingest.form_xml(&demo(), &id).await.unwrap().map(|bytes| String::from_utf8(bytes.to_vec()).unwrap())
+    };
+    assert_eq!(read(4).await.as_ref(), Some(&xml[4]));
+    until(|| async { service.number("SELECT count(*) FROM xml_pending").await == 0 }).await;
+    for (n, xml) in xml.iter().enumerate() {
+        assert_eq!(read(n).await.as_ref(), Some(xml));
+    }
+    assert_eq!(read(9).await, None);
+    let other = schemas::id::DomainId::new("other").unwrap();
+    assert!(service.ingest.form_xml(&other, &FormId::new("f1").unwrap()).await.unwrap().is_none());
+}

@@ -1,0 +1,238 @@
+//! One pass over a document table: counts the rows that match and finds those of a page.
+//!
+//! Columns decide first; a row's JSON is parsed only if a condition asks for it and the columns agree.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, BooleanArray, StringViewArray, TimestampMicrosecondArray};
+use schemas::table::{DomainTables, Segment, Table, TableName};
+use serde_json::Value;
+
+use crate::QueryError;
+
+/// What a row has to satisfy.
+pub(super) enum Condition {
+    /// The text column is one of these.
+    Text { column: &'static str, any: Vec<String> },
+    /// The text column is none of these.
+    NotText { column: &'static str, none: Vec<String> },
+    /// The boolean column has this value; null counts as false.
+    Flag { column: &'static str, is: bool },
+    /// The instant lies between these, both inclusive, microseconds.
+    Instant { column: &'static str, low: i64, high: i64 },
+    /// The document satisfies this.
+    Document(Box<dyn Fn(&Value) -> bool + Send + Sync>),
+}
+
+/// An order of rows: instants, each rising or falling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    pub(super) column: &'static str,
+    pub(super) falling: bool,
+}
+
+/// A row of a document table.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Row {
+    pub(super) id: String,
+    /// The row's stamp, microseconds since 1970 UTC.
+    pub(super) stamp: i64,
+    pub(super) doc: Value,
+}
+
+/// Rows of a page, and how many there are in all.
+pub(super) struct Found {
+    pub(super) total: usize,
+    pub(super) rows: Vec<Row>,
+}
+
+/// `system.case_documents` or `system.form_documents` of one snapshot.
+pub(super) struct Documents {
+    table: Option<Arc<Table>>,
+    name: &'static str,
+}
+
+const ID: &str = "doc_id";
+const STAMP: &str = "indexed_on";
+const DOCUMENT: &str = "document";
+
+impl Documents {
+    /// The table of that name in schema `system`; without one there are no documents.
+    pub(super) fn of(tables: &DomainTables, name: &'static str) -> Self {
+        Self { table: tables.tables.get(&TableName::new("system", name)).cloned(), name }
+    }
+
+    fn column(&self, table: &Table, name: &str) -> Result<usize, QueryError> {
+        let missing = || QueryError::Internal(format!("table system.{} has no column {name}", self.name));
+        table.schema.position(name).ok_or_else(missing)
+    }
+
+    /// The document with this id.
+    ///
+    /// # Errors
+    /// [`QueryError::Internal`] if the table has another shape than agreed.
+    pub(super) fn get(&self, id: &str) -> Result<Option<Row>, QueryError> {
+        let Some(table) = &self.table else { return Ok(None) };
+        let found = table.index.as_ref().and_then(|index| index.find(table, id));
+        if let Some(places) = found {
+            return places.first().map(|(segment, row)| self.row(table, *segment, *row)).transpose();
+        }
+        let wanted = Condition::Text { column: ID, any: vec![id.to_owned()] };
+        Ok(self.page(&[wanted], &[], 0, 1)?.rows.pop())
+    }
+
+    /// The matching rows in order, from `offset` on, at most `limit`; and the number of all that match.
+    ///
+    /// # Errors
+    /// [`QueryError::Internal`] if the table has another shape than agreed.
+    pub(super) fn page(
+        &self,
+        conditions: &[Condition],
+        order: &[Order],
+        offset: usize,
+        limit: usize,
+    ) -> Result<Found, QueryError> {
+        let Some(table) = &self.table else { return Ok(Found { total: 0, rows: Vec::new() }) };
+        let stamp = self.column(table, STAMP)?;
+        let orders = order.iter().map(|order| Ok((self.column(table, order.column)?, order.falling)));
+        let orders = orders.collect::<Result<Vec<_>, QueryError>>()?;
+        let mut hits: Vec<([i64; 3], usize, usize)> = Vec::new();
+        for (at, segment) in table.segments.iter().enumerate() {
+            if segment.live_rows() == 0 || !may_match(table, segment, conditions) {
+                continue;
+            }
+            let tests = conditions.iter().map(|condition| self.test(table, segment, condition));
+            let tests = tests.collect::<Result<Vec<_>, _>>()?;
+            let (documents, columns): (Vec<_>, Vec<_>) = tests.iter().partition(|test| test.is_document());
+            let stamps = instants(segment, stamp)?;
+            let keys = orders.iter().map(|(column, falling)| Ok((instants(segment, *column)?, *falling)));
+            let keys = keys.collect::<Result<Vec<_>, QueryError>>()?;
+            let json = texts(segment, self.column(table, DOCUMENT)?)?;
+            for row in 0..segment.batch.num_rows() {
+                if segment.dead.is_dead(row) || !columns.iter().all(|test| test.holds(row)) {
+                    continue;
+                }
+                if !documents.is_empty() {
+                    let doc: Value = parse(json.value(row))?;
+                    if !documents.iter().all(|test| test.holds_for(&doc)) {
+                        continue;
+                    }
+                }
+                let mut key = [0; 3];
+                for (slot, (column, falling)) in key.iter_mut().zip(&keys) {
+                    let at = if column.is_null(row) { i64::MIN + 1 } else { column.value(row) };
+                    *slot = if *falling { -at } else { at };
+                }
+                if let Some(last) = key.last_mut() {
+                    *last = stamps.value(row);
+                }
+                hits.push((key, at, row));
+            }
+        }
+        let total = hits.len();
+        let end = offset.saturating_add(limit);
+        if end < total {
+            hits.select_nth_unstable(end);
+            hits.truncate(end);
+        }
+        hits.sort_unstable();
+        let page = hits.into_iter().skip(offset);
+        let rows = page.map(|(_, segment, row)| self.row(table, segment, row)).collect::<Result<_, _>>()?;
+        Ok(Found { total, rows })
+    }
+
+    fn row(&self, table: &Table, segment: usize, row: usize) -> Result<Row, QueryError> {
+        let segment = table.segments.get(segment).filter(|segment| row < segment.batch.num_rows());
+        let segment = segment.ok_or_else(|| QueryError::Internal(format!("system.{} lost a row", self.name)))?;
+        Ok(Row {
+            id: texts(segment, self.column(table, ID)?)?.value(row).to_owned(),
+            stamp: instants(segment, self.column(table, STAMP)?)?.value(row),
+            doc: parse(texts(segment, self.column(table, DOCUMENT)?)?.value(row))?,
+        })
+    }
+
+    fn test<'a>(&self, table: &Table, segment: &'a Segment, condition: &'a Condition) -> Result<Test<'a>, QueryError> {
+        Ok(match condition {
+            Condition::Text { column, any } => Test::Text(texts(segment, self.column(table, column)?)?, any, true),
+            Condition::NotText { column, none } => {
+                Test::Text(texts(segment, self.column(table, column)?)?, none, false)
+            }
+            Condition::Flag { column, is } => Test::Flag(flags(segment, self.column(table, column)?)?, *is),
+            Condition::Instant { column, low, high } => {
+                Test::Instant(instants(segment, self.column(table, column)?)?, *low, *high)
+            }
+            Condition::Document(test) => Test::Document(test.as_ref()),
+        })
+    }
+}
+
+/// False if the segment's stamps rule every row out.
+fn may_match(table: &Table, segment: &Segment, conditions: &[Condition]) -> bool {
+    let stamp = table.stamp_column.and_then(|at| table.schema.columns.get(at));
+    let (Some(stamp), Some((least, greatest))) = (stamp, segment.stamps) else { return true };
+    conditions.iter().all(|condition| match condition {
+        Condition::Instant { column, low, high } if *column == stamp.name => greatest >= *low && least <= *high,
+        _ => true,
+    })
+}
+
+/// A condition beside the columns of one segment.
+enum Test<'a> {
+    Text(&'a StringViewArray, &'a [String], bool),
+    Flag(&'a BooleanArray, bool),
+    Instant(&'a TimestampMicrosecondArray, i64, i64),
+    Document(&'a (dyn Fn(&Value) -> bool + Send + Sync)),
+}
+
+impl Test<'_> {
+    const fn is_document(&self) -> bool {
+        matches!(self, Self::Document(_))
+    }
+
+    fn holds(&self, row: usize) -> bool {
+        match self {
+            Self::Text(column, any, wanted) => {
+                let among = !column.is_null(row) && any.iter().any(|text| text == column.value(row));
+                among == *wanted
+            }
+            Self::Flag(column, is) => (!column.is_null(row) && column.value(row)) == *is,
+            Self::Instant(column, low, high) => {
+                !column.is_null(row) && column.value(row) >= *low && column.value(row) <= *high
+            }
+            Self::Document(_) => true,
+        }
+    }
+
+    fn holds_for(&self, doc: &Value) -> bool {
+        match self {
+            Self::Document(test) => test(doc),
+            _ => true,
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<Value, QueryError> {
+    serde_json::from_str(text).map_err(|error| QueryError::Internal(format!("stored document is not JSON: {error}")))
+}
+
+fn array(segment: &Segment, column: usize) -> Result<&ArrayRef, QueryError> {
+    segment.batch.columns().get(column).ok_or_else(|| QueryError::Internal(format!("segment has no column {column}")))
+}
+
+fn typed<T: 'static>(segment: &Segment, column: usize) -> Result<&T, QueryError> {
+    let array = array(segment, column)?;
+    let other = || QueryError::Internal(format!("column {column} is {}", array.data_type()));
+    array.as_any().downcast_ref().ok_or_else(other)
+}
+
+fn texts(segment: &Segment, column: usize) -> Result<&StringViewArray, QueryError> {
+    typed(segment, column)
+}
+
+fn instants(segment: &Segment, column: usize) -> Result<&TimestampMicrosecondArray, QueryError> {
+    typed(segment, column)
+}
+
+fn flags(segment: &Segment, column: usize) -> Result<&BooleanArray, QueryError> {
+    typed(segment, column)
+}

@@ -1,0 +1,8 @@
+//! The crate from the outside and the inside, over a small made-up world of two domains.
+
+mod http;
+mod overhead;
+mod postgres;
+mod rest;
+mod sql;
+mod world;

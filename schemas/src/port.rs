@@ -1,0 +1,247 @@
+//! The traits through which `ingest`, `dataflow` and `query` meet. Each is implemented by one of them, used by another,
+//! and joined in the binary.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::{
+    change::{ChangeRecord, ChangedDocument},
+    error::{Classify, ErrorClass},
+    id::{DomainId, UserId},
+    position::{Frontier, LaneId, Position, Sequence},
+    table::Snapshot,
+};
+
+/// What a change source says.
+#[derive(Debug)]
+pub enum SourceEvent {
+    /// Records, in lane order, without gaps against what this source said before.
+    Records(Vec<Arc<ChangeRecord>>),
+    /// Nothing newer than what was said existed just now.
+    Idle,
+}
+
+/// Why a change source stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The log no longer holds the record that follows; the reader has to bootstrap.
+    #[error("lane {lane}: record {} is gone, the log begins at {}; bootstrap from the primary store", wanted.0, earliest.0)]
+    Gap {
+        /// The lane.
+        lane: LaneId,
+        /// The record asked for.
+        wanted: Sequence,
+        /// The first one left.
+        earliest: Sequence,
+    },
+    /// The log cannot be reached; try again.
+    #[error("could not read the change log: {0}")]
+    Unavailable(String),
+}
+
+/// The change log, read from a frontier on.
+#[async_trait]
+pub trait ChangeSource: Send {
+    /// Waits for the next event; returns [`SourceEvent::Idle`] at least every 100 ms when nothing happens.
+    ///
+    /// # Errors
+    /// [`SourceError`]; after `Unavailable` the call may be repeated and nothing is skipped.
+    async fn next(&mut self) -> Result<SourceEvent, SourceError>;
+}
+
+/// A document read at bootstrap, with the domain it belongs to.
+#[derive(Clone, Debug)]
+pub struct BootstrapDocument {
+    /// Its domain.
+    pub domain: DomainId,
+    /// Its present state.
+    pub document: ChangedDocument,
+}
+
+/// One consistent reading of the primary store.
+#[async_trait]
+pub trait BootstrapScan: Send {
+    /// The frontier that the documents stand at: records up to it are in them, later ones are not.
+    fn frontier(&self) -> Frontier;
+
+    /// Documents to come, as far as known.
+    fn expected(&self) -> u64;
+
+    /// The next documents in any order, each document once; `None` at the end.
+    ///
+    /// # Errors
+    /// [`SourceError::Unavailable`]; the scan is then void.
+    async fn next(&mut self) -> Result<Option<Vec<BootstrapDocument>>, SourceError>;
+}
+
+/// Opens bootstrap scans and the log behind them.
+#[async_trait]
+pub trait Bootstrap: Send + Sync {
+    /// Opens a scan of all current documents under one database snapshot.
+    ///
+    /// # Errors
+    /// [`SourceError::Unavailable`] if the store cannot be reached.
+    async fn scan(&self) -> Result<Box<dyn BootstrapScan>, SourceError>;
+
+    /// Opens the change log behind `from`.
+    ///
+    /// # Errors
+    /// [`SourceError`] if the store cannot be reached or no longer holds what follows `from`.
+    async fn changes(&self, from: Frontier) -> Result<Box<dyn ChangeSource>, SourceError>;
+}
+
+/// Why a wait ended without the record being visible.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WaitError {
+    /// The deadline passed first.
+    #[error("{wanted} is not visible yet after {waited:?} (visible: {visible}); try again, or check that the receipt is of this installation")]
+    Timeout {
+        /// The receipt.
+        wanted: Position,
+        /// How long was waited.
+        waited: Duration,
+        /// The present frontier, as text.
+        visible: String,
+    },
+    /// The dataflow is stopping.
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+impl Classify for WaitError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Timeout { .. } => ErrorClass::Timeout,
+            Self::Stopping => ErrorClass::Unavailable,
+        }
+    }
+}
+
+/// Reads published snapshots.
+#[async_trait]
+pub trait ViewReader: Send + Sync + fmt::Debug {
+    /// The newest published snapshot. Costs an atomic load.
+    fn snapshot(&self) -> Arc<Snapshot>;
+
+    /// False until the first snapshot that holds everything found at start.
+    fn ready(&self) -> bool;
+
+    /// Waits until the record at `position` is visible and returns the snapshot that shows it.
+    ///
+    /// # Errors
+    /// [`WaitError`] if it is not visible within `timeout`.
+    async fn wait_for(&self, position: Position, timeout: Duration) -> Result<Arc<Snapshot>, WaitError>;
+}
+
+/// A secret that prints as `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// What a caller presents.
+#[derive(Clone, Debug)]
+pub enum Credentials {
+    /// User name and password.
+    Password {
+        /// `name` of a web user, `name@domain.commcarehq.org` or `name@domain` of a mobile worker.
+        username: String,
+        /// The password.
+        password: Secret,
+    },
+    /// User name and API key.
+    ApiKey {
+        /// As above.
+        username: String,
+        /// The key.
+        key: Secret,
+    },
+}
+
+/// Things a principal may be allowed to do in a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Permission {
+    /// Submit forms.
+    Submit,
+    /// Read data over SQL, REST and reports.
+    ReadData,
+    /// Change view definitions.
+    EditReports,
+    /// Write users and locations.
+    EditUsers,
+}
+
+/// Someone authenticated, in one domain.
+#[derive(Clone, Debug)]
+pub struct Principal {
+    /// The domain that was asked for and that everything this principal does is confined to.
+    pub domain: DomainId,
+    /// Their user id.
+    pub user_id: UserId,
+    /// Their user name, for logs and `current_user`.
+    pub username: String,
+    /// What they may do.
+    pub permissions: Vec<Permission>,
+}
+
+impl Principal {
+    /// True if the principal holds the permission.
+    #[must_use]
+    pub fn may(&self, permission: Permission) -> bool {
+        self.permissions.contains(&permission)
+    }
+}
+
+/// Why credentials were refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// Unknown user, wrong password or key, wrong domain: deliberately one answer.
+    #[error("user name, password or API key is wrong for domain `{domain}`")]
+    Refused {
+        /// The domain asked for.
+        domain: String,
+    },
+    /// The account store cannot be reached.
+    #[error("could not check credentials: {0}")]
+    Unavailable(String),
+}
+
+impl Classify for AuthError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Refused { .. } => ErrorClass::Unauthenticated,
+            Self::Unavailable(_) => ErrorClass::Unavailable,
+        }
+    }
+}
+
+/// Checks credentials.
+#[async_trait]
+pub trait Authenticator: Send + Sync + fmt::Debug {
+    /// Returns who the caller is in `domain`. Verified credentials are cached briefly, so the usual cost is microseconds.
+    ///
+    /// # Errors
+    /// [`AuthError`].
+    async fn authenticate(&self, domain: &DomainId, credentials: &Credentials) -> Result<Principal, AuthError>;
+}
+
+/// The wall clock; fixed in tests.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// Microseconds since 1970 UTC.
+    fn now_micros(&self) -> i64;
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now_micros(&self) -> i64 {
+        jiff::Timestamp::now().as_microsecond()
+    }
+}

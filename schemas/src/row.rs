@@ -1,0 +1,161 @@
+//! Rows of live tables: cells, column types and table schemas.
+
+use std::{cmp::Ordering, hash::Hash, sync::Arc};
+
+use arrow_schema::{DataType, Field, TimeUnit};
+use compact_str::CompactString;
+use serde::{Deserialize, Serialize};
+
+/// Digits behind the point in decimal columns (architecture, names fixed once).
+pub const DECIMAL_SCALE: i8 = 16;
+/// Digits in all of decimal columns.
+pub const DECIMAL_PRECISION: u8 = 38;
+
+/// A float that is equal to itself and totally ordered, so that rows can be compared and hashed.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Real(pub f64);
+
+impl PartialEq for Real {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Real {}
+impl PartialOrd for Real {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Real {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+impl Hash for Real {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.to_bits().hash(state);
+    }
+}
+
+/// One value of a row. Cells of one column are all of its [`ColumnType`] or null.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Cell {
+    /// No value.
+    Null,
+    /// Of a [`ColumnType::Boolean`].
+    Bool(bool),
+    /// Of any integer column.
+    Int(i64),
+    /// Of a decimal column, times 10^[`DECIMAL_SCALE`].
+    Decimal(i128),
+    /// Of a [`ColumnType::Float`].
+    Float(Real),
+    /// Of a text column.
+    Text(CompactString),
+    /// Days since 1970-01-01.
+    Date(i32),
+    /// Microseconds since 1970 UTC.
+    Datetime(i64),
+    /// Of a [`ColumnType::TextList`].
+    List(Box<[Cell]>),
+}
+
+/// The cells of a row, in the order of its schema's columns.
+pub type Row = Arc<[Cell]>;
+
+/// What a column holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColumnType {
+    /// Unbounded text.
+    Text,
+    /// 32 bits.
+    Integer,
+    /// 16 bits.
+    SmallInteger,
+    /// 64 bits; counts and sums of integers.
+    BigInteger,
+    /// 38 digits, 16 of them behind the point.
+    Decimal,
+    /// 64-bit float.
+    Float,
+    /// A calendar day.
+    Date,
+    /// An instant, UTC, microseconds.
+    Datetime,
+    /// A list of texts.
+    TextList,
+    /// True or false.
+    Boolean,
+}
+
+impl ColumnType {
+    /// The Arrow type of such a column.
+    #[must_use]
+    pub fn arrow(self) -> DataType {
+        match self {
+            Self::Text => DataType::Utf8View,
+            Self::Integer => DataType::Int32,
+            Self::SmallInteger => DataType::Int16,
+            Self::BigInteger => DataType::Int64,
+            Self::Decimal => DataType::Decimal128(DECIMAL_PRECISION, DECIMAL_SCALE),
+            Self::Float => DataType::Float64,
+            Self::Date => DataType::Date32,
+            Self::Datetime => DataType::Timestamp(TimeUnit::Microsecond, None),
+            Self::TextList => DataType::List(Arc::new(Field::new("item", DataType::Utf8, true))),
+            Self::Boolean => DataType::Boolean,
+        }
+    }
+}
+
+/// A column of a live table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    /// Name in SQL.
+    pub name: String,
+    /// What it holds.
+    #[serde(rename = "type")]
+    pub column_type: ColumnType,
+    /// False: a null fails the document (ucr.md §3.9).
+    pub nullable: bool,
+}
+
+impl Column {
+    /// A column that may be null.
+    #[must_use]
+    pub fn new(name: &str, column_type: ColumnType) -> Self {
+        Self { name: name.to_owned(), column_type, nullable: true }
+    }
+
+    /// A column that is never null.
+    #[must_use]
+    pub fn required(name: &str, column_type: ColumnType) -> Self {
+        Self { nullable: false, ..Self::new(name, column_type) }
+    }
+}
+
+/// The shape of a live table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableSchema {
+    /// Columns in order.
+    pub columns: Vec<Column>,
+    /// Indexes of the columns that identify a row.
+    pub key: Vec<usize>,
+}
+
+impl TableSchema {
+    /// Index of the column of that name.
+    #[must_use]
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column.name == name)
+    }
+
+    /// The Arrow schema, fields in column order.
+    #[must_use]
+    pub fn arrow(&self) -> arrow_schema::SchemaRef {
+        let fields: Vec<Field> =
+            self.columns.iter().map(|c| Field::new(&c.name, c.column_type.arrow(), c.nullable)).collect();
+        Arc::new(arrow_schema::Schema::new(fields))
+    }
+}

@@ -1,0 +1,16 @@
+//! The Postgres schema: forward-only migrations, in order.
+
+/// A migration: its number, its name, and its statements.
+#[derive(Clone, Copy, Debug)]
+pub struct Migration {
+    /// Dense from 1.
+    pub number: i32,
+    /// File name without number and ending.
+    pub name: &'static str,
+    /// Statements, run in one transaction.
+    pub statements: &'static str,
+}
+
+/// Every migration of a database, in order.
+pub const MIGRATIONS: &[Migration] =
+    &[Migration { number: 1, name: "foundation", statements: include_str!("../migrations/0001_foundation.sql") }];

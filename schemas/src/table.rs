@@ -1,0 +1,222 @@
+//! What readers see: published snapshots of columnar tables (architecture D7).
+//!
+//! A snapshot is one pointer. It holds every table of every domain at one tick; whoever holds it sees nothing move.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use arrow_array::{BooleanArray, RecordBatch};
+use arrow_schema::SchemaRef;
+use serde::Serialize;
+
+use crate::{
+    id::DomainId,
+    position::{Frontier, Tick},
+    row::TableSchema,
+};
+
+/// Rows per chunk of a [`DeadRows`] bitmap: marking a row dead copies at most one chunk.
+const CHUNK_ROWS: usize = 4096;
+const CHUNK_WORDS: usize = CHUNK_ROWS / 64;
+
+/// Which rows of a segment have been replaced or deleted. Copy-on-write by chunks.
+#[derive(Clone, Debug, Default)]
+pub struct DeadRows {
+    chunks: Vec<Option<Arc<[u64; CHUNK_WORDS]>>>,
+    count: usize,
+}
+
+impl DeadRows {
+    /// Number of dead rows.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.count
+    }
+
+    /// True if the row is dead.
+    #[must_use]
+    pub fn is_dead(&self, row: usize) -> bool {
+        self.chunks
+            .get(row / CHUNK_ROWS)
+            .and_then(Option::as_ref)
+            .and_then(|chunk| chunk.get(row % CHUNK_ROWS / 64))
+            .is_some_and(|word| word >> (row % 64) & 1 == 1)
+    }
+
+    /// Marks a row dead; marking twice counts once.
+    pub fn mark(&mut self, row: usize) {
+        let chunk = row / CHUNK_ROWS;
+        if self.chunks.len() <= chunk {
+            self.chunks.resize(chunk + 1, None);
+        }
+        let Some(slot) = self.chunks.get_mut(chunk) else { return };
+        let words = Arc::make_mut(slot.get_or_insert_with(|| Arc::new([0; CHUNK_WORDS])));
+        let Some(word) = words.get_mut(row % CHUNK_ROWS / 64) else { return };
+        let bit = 1 << (row % 64);
+        if *word & bit == 0 {
+            *word |= bit;
+            self.count += 1;
+        }
+    }
+
+    /// A filter that keeps the live rows of `start..start + len`, or `None` if all of them live.
+    #[must_use]
+    pub fn live(&self, start: usize, len: usize) -> Option<BooleanArray> {
+        let touched = (start / CHUNK_ROWS..=(start + len.max(1) - 1) / CHUNK_ROWS)
+            .any(|chunk| self.chunks.get(chunk).is_some_and(Option::is_some));
+        if !touched {
+            return None;
+        }
+        Some((start..start + len).map(|row| Some(!self.is_dead(row))).collect())
+    }
+}
+
+/// A run of rows that never change; only which of them are dead does.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// The rows.
+    pub batch: RecordBatch,
+    /// Those that no longer count.
+    pub dead: Arc<DeadRows>,
+    /// Smallest and greatest value of the table's stamp column in this segment, dead rows included.
+    pub stamps: Option<(i64, i64)>,
+}
+
+impl Segment {
+    /// Number of rows that count.
+    #[must_use]
+    pub fn live_rows(&self) -> usize {
+        self.batch.num_rows().saturating_sub(self.dead.count())
+    }
+}
+
+/// How a table is named in SQL: `schema.name` inside the domain's catalog.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct TableName {
+    /// `ucr`, `views`, `cases`, `forms` or `system`.
+    pub schema: Arc<str>,
+    /// Name in that schema.
+    pub name: Arc<str>,
+}
+
+impl TableName {
+    /// Names a table.
+    #[must_use]
+    pub fn new(schema: &str, name: &str) -> Self {
+        Self { schema: Arc::from(schema), name: Arc::from(name) }
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// Finds the live rows of a document by its key without a scan.
+pub trait KeyIndex: fmt::Debug + Send + Sync {
+    /// Places of the live rows whose first key column equals `key`, as (segment, row), valid for this version of the
+    /// table only; `None` if the index has moved on and the caller has to scan.
+    fn find(&self, table: &Table, key: &str) -> Option<Vec<(usize, usize)>>;
+}
+
+/// One table of a snapshot.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// Columns and key.
+    pub schema: Arc<TableSchema>,
+    /// The same as an Arrow schema.
+    pub arrow: SchemaRef,
+    /// Oldest rows first.
+    pub segments: Arc<[Segment]>,
+    /// Rows that count, over all segments.
+    pub live_rows: usize,
+    /// Column that grows with every change of a row (`inserted_at`, `updated_at`); [`Segment::stamps`] are its bounds.
+    pub stamp_column: Option<usize>,
+    /// Point look-ups by the first key column, if the table has an index.
+    pub index: Option<Arc<dyn KeyIndex>>,
+    /// Tick of the last change.
+    pub changed_at: Tick,
+    /// Documents that this table could not evaluate.
+    pub errors: usize,
+}
+
+/// What became of a view definition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum ViewState {
+    /// Rows are being computed beside the published version.
+    Building {
+        /// Documents evaluated so far.
+        done: u64,
+        /// Documents to evaluate.
+        total: u64,
+        /// Documents per second so far.
+        rate: u64,
+    },
+    /// The published table is this definition's.
+    Live,
+    /// The definition cannot be maintained; what to do is in the message.
+    Failed {
+        /// The reason.
+        message: String,
+    },
+}
+
+/// One installed view and how it is doing.
+#[derive(Clone, Debug, Serialize)]
+pub struct ViewStatus {
+    /// Id under which the definition was put.
+    pub id: String,
+    /// `data_source` or `aggregate_view`.
+    pub kind: &'static str,
+    /// Where its rows are read, all names.
+    pub tables: Vec<TableName>,
+    /// Progress.
+    #[serde(flatten)]
+    pub state: ViewState,
+}
+
+/// Everything of one domain.
+#[derive(Clone, Debug, Default)]
+pub struct DomainTables {
+    /// Tables by every name they have (real names and aliases share the table).
+    pub tables: BTreeMap<TableName, Arc<Table>>,
+    /// Installed views.
+    pub views: Vec<ViewStatus>,
+}
+
+/// A consistent state of all tables: exactly the records up to `complete_through` are in it.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Logical time.
+    pub tick: Tick,
+    /// Wall-clock time of publication, microseconds since 1970 UTC.
+    pub as_of: i64,
+    /// How far each lane is included.
+    pub complete_through: Frontier,
+    /// When the sources last proved that nothing newer was missing, microseconds since 1970 UTC. Far behind `as_of`
+    /// of now means a stalled source.
+    pub sources_seen_at: i64,
+    /// Tables per domain.
+    pub domains: hashbrown::HashMap<DomainId, Arc<DomainTables>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dead_rows_are_copied_by_chunk() {
+        let mut dead = DeadRows::default();
+        assert!(dead.live(0, 10).is_none());
+        dead.mark(5000);
+        let before = dead.clone();
+        dead.mark(5000);
+        dead.mark(3);
+        assert_eq!((dead.count(), before.count()), (2, 1));
+        assert!(dead.is_dead(3) && dead.is_dead(5000) && !dead.is_dead(4) && !before.is_dead(3));
+        assert!(before.live(0, 4096).is_none());
+        let live = dead.live(0, 5).unwrap();
+        assert_eq!(live.iter().map(Option::unwrap).collect::<Vec<_>>(), [true, true, true, false, true]);
+    }
+}

@@ -1,0 +1,247 @@
+//! `millrace domain | user | apikey …`: accounts, through ingest, beside a running server or without one.
+
+use std::{fs::File, io::Read, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use clap::{Args, Subcommand, ValueEnum};
+use ingest::{Accounts, Ingest};
+use schemas::{
+    id::DomainId,
+    port::{Permission, Secret},
+};
+
+use super::{ConfigArgs, say};
+use crate::{assemble, credentials, objects, postgres::Postgres, server};
+
+/// Longest password that is read from standard input, in bytes.
+const MAX_PASSWORD_BYTES: u64 = 4096;
+
+/// Manages domains.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DomainCommand {
+    /// Create a domain with an administrator, whose password is printed once
+    Create {
+        /// Name: lower-case letters, digits, `-`, `_`, `.`
+        name: DomainId,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+}
+
+/// Manages web users.
+#[derive(Debug, Subcommand)]
+pub(crate) enum UserCommand {
+    /// Create a web user with access to a domain
+    Create(CreateUser),
+    /// Set a web user's password
+    Password {
+        /// User name
+        username: String,
+        #[command(flatten)]
+        password: PasswordArgs,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+}
+
+/// Arguments of `user create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateUser {
+    /// User name
+    username: String,
+    /// Domain that the user may enter
+    #[arg(long)]
+    domain: DomainId,
+    /// What the user may do there (comma-separated)
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "submit,read-data", value_name = "PERMISSION")]
+    permission: Vec<PermissionName>,
+    #[command(flatten)]
+    password: PasswordArgs,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Where a password comes from; never from an argument, which other users of the machine can read.
+#[derive(Debug, Args)]
+pub(crate) struct PasswordArgs {
+    /// Read the password from standard input instead of making one
+    #[arg(long)]
+    password_stdin: bool,
+}
+
+/// Manages API keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ApikeyCommand {
+    /// Create an API key, which is printed once
+    Create {
+        /// User whose key it is
+        username: String,
+        /// Only for this domain; otherwise for all of the user's domains
+        #[arg(long)]
+        domain: Option<DomainId>,
+        /// What the key is for
+        #[arg(long, default_value = "made at the command line")]
+        name: String,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PermissionName {
+    /// Submit forms
+    Submit,
+    /// Read data over SQL, REST and reports
+    ReadData,
+    /// Change report definitions
+    EditReports,
+    /// Write users and locations
+    EditUsers,
+}
+
+impl From<PermissionName> for Permission {
+    fn from(name: PermissionName) -> Self {
+        match name {
+            PermissionName::Submit => Self::Submit,
+            PermissionName::ReadData => Self::ReadData,
+            PermissionName::EditReports => Self::EditReports,
+            PermissionName::EditUsers => Self::EditUsers,
+        }
+    }
+}
+
+/// Runs `millrace domain`.
+///
+/// # Errors
+/// The store cannot be reached, or refuses.
+pub(crate) async fn domain(command: DomainCommand) -> anyhow::Result<ExitCode> {
+    let DomainCommand::Create { name, config } = command;
+    let store = Store::open(&config).await?;
+    let made = create_domain(&store.accounts, &name).await;
+    let made = store.close_with(made).await;
+    let (new, password) = made.with_context(|| format!("could not create domain `{name}`"))?;
+    say(format_args!("domain    {name}{}", if new { "" } else { " (existed)" }));
+    match password {
+        Some(password) => say(format_args!("user      admin@{name}\npassword  {}", password.0)),
+        None => say(format_args!("user      admin@{name} (existed; `millrace user password` sets a new password)")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create_domain(accounts: &Accounts, name: &DomainId) -> anyhow::Result<(bool, Option<Secret>)> {
+    let new = accounts.create_domain(name).await?;
+    Ok((new, accounts.ensure_admin(name).await?))
+}
+
+/// Runs `millrace user`.
+///
+/// # Errors
+/// The store cannot be reached, or refuses.
+pub(crate) async fn user(command: UserCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        UserCommand::Create(CreateUser { username, domain, permission, password, config }) => {
+            let password = password.get()?;
+            let permissions: Vec<Permission> = permission.into_iter().map(Permission::from).collect();
+            let store = Store::open(&config).await?;
+            let made = store.accounts.create_web_user(&username, &password.secret, &domain, &permissions).await;
+            let made = store.close_with(made.map_err(Into::into)).await;
+            let id = made.with_context(|| format!("could not create user `{username}`"))?;
+            say(format_args!("user      {username}\nid        {id}"));
+            password.show();
+        }
+        UserCommand::Password { username, password, config } => {
+            let password = password.get()?;
+            let store = Store::open(&config).await?;
+            let set = store.accounts.set_password(&username, &password.secret).await;
+            let set = store.close_with(set.map_err(Into::into)).await;
+            set.with_context(|| format!("could not set the password of `{username}`"))?;
+            say(format_args!("user      {username}"));
+            password.show();
+            say("A running server may accept the old password for another `ingest.credential_seconds`.");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `millrace apikey`.
+///
+/// # Errors
+/// The store cannot be reached, or refuses.
+pub(crate) async fn apikey(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
+    let ApikeyCommand::Create { username, domain, name, config } = command;
+    let store = Store::open(&config).await?;
+    let made = store.accounts.create_api_key(&username, domain.as_ref(), &name).await;
+    let made = store.close_with(made.map_err(Into::into)).await;
+    let key = made.with_context(|| format!("could not create an API key of `{username}`"))?;
+    say(format_args!("user      {username}\nkey       {}", key.0));
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Password {
+    secret: Secret,
+    made_here: bool,
+}
+
+impl PasswordArgs {
+    fn get(&self) -> anyhow::Result<Password> {
+        if !self.password_stdin {
+            return Ok(Password { secret: credentials::random_password(), made_here: true });
+        }
+        let mut text = String::new();
+        std::io::stdin()
+            .take(MAX_PASSWORD_BYTES)
+            .read_to_string(&mut text)
+            .context("could not read the password from standard input")?;
+        let secret = text.trim_end_matches(['\n', '\r']).to_owned();
+        anyhow::ensure!(!secret.is_empty(), "the password on standard input is empty");
+        Ok(Password { secret: Secret(secret), made_here: false })
+    }
+}
+
+impl Password {
+    fn show(&self) {
+        if self.made_here {
+            say(format_args!("password  {}", self.secret.0));
+        }
+    }
+}
+
+/// The account store: that of a running server, or opened for the moment.
+struct Store {
+    accounts: Accounts,
+    ingest: Arc<Ingest>,
+    postgres: Option<Postgres>,
+    _lock: Option<File>,
+}
+
+impl Store {
+    async fn open(args: &ConfigArgs) -> anyhow::Result<Self> {
+        let mut config = args.load()?;
+        config.data_dir = server::prepare_data_dir(&config.data_dir)?;
+        let mut ingest_config = config.ingest.clone();
+        let (mut postgres, mut lock) = (None, None);
+        if config.embedded_postgres() {
+            if server::in_use(&config.data_dir) {
+                ingest_config.database_url = Postgres::url_of_running(&config.data_dir)
+                    .with_context(|| format!("the server in {} is still starting; try again", config.data_dir.display()))?;
+            } else {
+                lock = Some(server::lock(&config.data_dir)?);
+                let started = Postgres::start(&assemble::postgres_options(&config)).await?;
+                ingest_config.database_url = started.url();
+                postgres = Some(started);
+            }
+        }
+        let blobs = objects::open(&config.objects_dir().map_err(anyhow::Error::msg)?)?;
+        let ingest = assemble::open_ingest(ingest_config, blobs).await?;
+        Ok(Self { accounts: ingest.accounts(), ingest, postgres, _lock: lock })
+    }
+
+    /// Closes the store, whatever came of the work.
+    async fn close_with<T>(self, done: anyhow::Result<T>) -> anyhow::Result<T> {
+        self.ingest.shutdown().await;
+        if let Some(postgres) = self.postgres {
+            postgres.stop().await;
+        }
+        done
+    }
+}

@@ -1,0 +1,160 @@
+//! Whether the server is up (`/serverup.txt`), whether it is of use (`/readyz`), and its metrics (`/metrics`).
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use schemas::port::ViewReader;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Role, Roles},
+    postgres::PostgresState,
+};
+
+/// A change source that has not been heard of for this long counts as stalled. It reports every 100 ms when healthy.
+const STALLED_AFTER_MICROS: i64 = 10_000_000;
+
+/// What readiness is judged by.
+#[derive(Debug)]
+pub(crate) struct HealthState {
+    /// Published snapshots.
+    pub(crate) views: Arc<dyn ViewReader>,
+    /// The private Postgres, if there is one.
+    pub(crate) postgres: Option<watch::Receiver<PostgresState>>,
+    /// Renders the metrics.
+    pub(crate) metrics: PrometheusHandle,
+    /// What this process does.
+    pub(crate) roles: Roles,
+    /// Cancelled when the server stops.
+    pub(crate) stop: CancellationToken,
+}
+
+#[derive(Debug, Serialize)]
+struct Readiness {
+    ready: bool,
+    reasons: Vec<String>,
+    roles: Roles,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<SnapshotAge>,
+}
+
+#[derive(Debug, Serialize)]
+struct SnapshotAge {
+    tick: u64,
+    as_of: String,
+    complete_through: String,
+}
+
+/// The routes.
+pub(crate) fn routes(state: Arc<HealthState>) -> Router {
+    Router::new()
+        // Phones and load balancers know this address from CommCare.
+        .route("/serverup.txt", get(async || "success"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(state)
+}
+
+async fn readyz(State(state): State<Arc<HealthState>>) -> impl IntoResponse {
+    let readiness = state.judge(jiff::Timestamp::now().as_microsecond());
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(readiness))
+}
+
+async fn metrics(State(state): State<Arc<HealthState>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())
+}
+
+impl HealthState {
+    fn judge(&self, now_micros: i64) -> Readiness {
+        let mut reasons = Vec::new();
+        if self.stop.is_cancelled() {
+            reasons.push("the server is stopping".to_owned());
+        }
+        if let Some(postgres) = &self.postgres
+            && let PostgresState::Down { reason } = &*postgres.borrow()
+        {
+            reasons.push(format!("Postgres is down: {reason}"));
+        }
+        let snapshot = self.roles.has(Role::Dataflow).then(|| self.views.snapshot());
+        if let Some(snapshot) = &snapshot {
+            let silent = now_micros.saturating_sub(snapshot.sources_seen_at);
+            if !self.views.ready() {
+                reasons.push("the tables are being filled from the store".to_owned());
+            } else if silent > STALLED_AFTER_MICROS {
+                reasons.push(format!("the change log has been silent for {} s", silent / 1_000_000));
+            }
+        }
+        Readiness {
+            ready: reasons.is_empty(),
+            reasons,
+            roles: self.roles.clone(),
+            snapshot: snapshot.map(|snapshot| SnapshotAge {
+                tick: snapshot.tick.0,
+                as_of: schemas::time::format_micros(snapshot.as_of),
+                complete_through: snapshot.complete_through.to_string(),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use async_trait::async_trait;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use schemas::{port::WaitError, position::Position, table::Snapshot};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Views {
+        ready: bool,
+        sources_seen_at: i64,
+    }
+
+    #[async_trait]
+    impl ViewReader for Views {
+        fn snapshot(&self) -> Arc<Snapshot> {
+            Arc::new(Snapshot { sources_seen_at: self.sources_seen_at, ..Snapshot::default() })
+        }
+        fn ready(&self) -> bool {
+            self.ready
+        }
+        async fn wait_for(&self, _: Position, _: Duration) -> Result<Arc<Snapshot>, WaitError> {
+            Err(WaitError::Stopping)
+        }
+    }
+
+    #[test]
+    fn readiness_names_every_reason() {
+        let (postgres, watched) = watch::channel(PostgresState::Up { pid: 1 });
+        let state = |views: Views, roles: &[Role]| HealthState {
+            views: Arc::new(views),
+            postgres: Some(watched.clone()),
+            metrics: PrometheusBuilder::new().build_recorder().handle(),
+            roles: Roles(roles.to_vec()),
+            stop: CancellationToken::new(),
+        };
+        let live = Views { ready: true, sources_seen_at: 100 };
+        assert!(state(live, &[Role::Dataflow]).judge(200).ready);
+        let stalled = state(Views { ready: true, sources_seen_at: 0 }, &[Role::Dataflow]).judge(60_000_000);
+        assert_eq!(stalled.reasons, ["the change log has been silent for 60 s"]);
+        let filling = Views { ready: false, sources_seen_at: 0 };
+        assert!(state(Views { ..filling }, &[Role::Ingest]).judge(60_000_000).ready);
+        postgres.send_replace(PostgresState::Down { reason: "gone".to_owned() });
+        let both = state(filling, &[Role::Dataflow]);
+        both.stop.cancel();
+        assert_eq!(both.judge(0).reasons.len(), 3);
+    }
+}

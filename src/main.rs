@@ -1,0 +1,31 @@
+//! The `millrace` program: parses its arguments and runs one subcommand.
+//!
+//! The rules of the domain live in the member crates; here they are configured, joined and started.
+
+mod assemble;
+mod cli;
+mod config;
+mod credentials;
+mod demo;
+mod health;
+mod load;
+mod objects;
+mod postgres;
+mod server;
+mod status;
+mod telemetry;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match cli::run(cli::Cli::parse()).await {
+        Ok(code) => code,
+        Err(error) => {
+            cli::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

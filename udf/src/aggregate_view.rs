@@ -1,0 +1,483 @@
+//! Aggregate views: joins, groups and aggregates over other live tables, as a small JSON document.
+//!
+//! ```json
+//! {
+//!   "doc_type": "AggregateView", "domain": "demo", "view_id": "districts", "display_name": "Districts",
+//!   "from":  {"table": "pregnancies", "as": "p"},
+//!   "joins": [{"table": "workers", "as": "w", "on": {"p.owner_id": "w.user_id"}}],
+//!   "where": {"column": "p.closed", "operator": "=", "value": 0},
+//!   "group_by": [{"column": "w.location_id", "as": "village_id"}],
+//!   "aggregates": [
+//!     {"function": "count", "as": "n_cases"},
+//!     {"function": "count", "as": "n_high", "where": {"column": "p.risk_high", "operator": "=", "value": 1}},
+//!     {"function": "sum", "column": "p.anc_count", "as": "sum_anc"}
+//!   ]
+//! }
+//! ```
+//!
+//! Tables are the domain's data sources by their `table_id`. Joins are inner and by equality; a row without a partner
+//! is left out, null keys never meet. `count` counts rows, `count` with a column counts its non-null values; a `sum`
+//! over nothing is 0, a `min`, `max` or `avg` over nothing is null. A group without rows has no row.
+//!
+//! In: the document and the schemas of the tables it may name. Out: an [`AggregateView`] with every column resolved to a
+//! (source, index) pair, or every problem of the document at once.
+
+use std::{collections::HashMap, sync::Arc};
+
+use schemas::row::{Cell, Column, ColumnType, Row, TableSchema};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{SpecErrors, SpecProblem};
+
+mod predicate;
+
+pub use predicate::Predicate;
+
+/// Most joins of one view.
+pub const MAX_JOINS: usize = 8;
+
+/// System column of every aggregate view: stamp of the last change that contributed to the row.
+pub const UPDATED_AT: &str = "updated_at";
+
+/// A column of one of the view's sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ColumnRef {
+    /// 0 is `from`, 1.. are the joins in order.
+    pub source: usize,
+    /// Index in that table's schema.
+    pub column: usize,
+}
+
+/// One table that the view reads.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// `table_id` of a data source.
+    pub table: String,
+    /// Its schema when the view was compiled.
+    pub schema: Arc<TableSchema>,
+}
+
+/// How source number `index + 1` meets those before it.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// Columns of earlier sources.
+    pub left: Vec<ColumnRef>,
+    /// Columns of the joined table, parallel to `left`.
+    pub right: Vec<usize>,
+}
+
+/// What an aggregate computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Function {
+    /// Rows, or non-null values of the column.
+    Count,
+    /// Different non-null values.
+    CountDistinct,
+    /// Total of the non-null values, 0 without any.
+    Sum,
+    /// Mean of the non-null values.
+    Avg,
+    /// Least non-null value.
+    Min,
+    /// Greatest non-null value.
+    Max,
+}
+
+/// One aggregate column.
+#[derive(Clone, Debug)]
+pub struct Aggregate {
+    /// What it computes.
+    pub function: Function,
+    /// Over which column; `None` counts rows.
+    pub column: Option<ColumnRef>,
+    /// Only over rows that pass.
+    pub filter: Option<Predicate>,
+    /// True if the column holds integers.
+    pub over_integers: bool,
+    /// Type of the result.
+    pub result: ColumnType,
+}
+
+/// A compiled aggregate view.
+#[derive(Clone, Debug)]
+pub struct AggregateView {
+    /// Sources: `from` first, then the joins.
+    pub sources: Vec<Source>,
+    /// One per source after the first.
+    pub joins: Vec<Join>,
+    /// Only joined rows that pass are grouped.
+    pub filter: Option<Predicate>,
+    /// Group key.
+    pub group_by: Vec<ColumnRef>,
+    /// Aggregates in column order.
+    pub aggregates: Vec<Aggregate>,
+    /// Group columns, then [`UPDATED_AT`], then aggregates; the key is the group columns.
+    pub schema: Arc<TableSchema>,
+}
+
+impl AggregateView {
+    /// The cell of a joined row.
+    #[must_use]
+    pub fn cell<'r>(rows: &'r [Row], column: ColumnRef) -> &'r Cell {
+        rows.get(column.source).and_then(|row| row.get(column.column)).unwrap_or(&Cell::Null)
+    }
+
+    /// For each source, which of its columns the view reads.
+    #[must_use]
+    pub fn columns_read(&self) -> Vec<Vec<bool>> {
+        let mut read: Vec<Vec<bool>> =
+            self.sources.iter().map(|source| vec![false; source.schema.columns.len()]).collect();
+        let mut mark = |column: ColumnRef| {
+            if let Some(flag) = read.get_mut(column.source).and_then(|columns| columns.get_mut(column.column)) {
+                *flag = true;
+            }
+        };
+        for (i, join) in self.joins.iter().enumerate() {
+            join.left.iter().for_each(|column| mark(*column));
+            join.right.iter().for_each(|column| mark(ColumnRef { source: i + 1, column: *column }));
+        }
+        self.group_by.iter().for_each(|column| mark(*column));
+        for aggregate in &self.aggregates {
+            aggregate.column.into_iter().for_each(&mut mark);
+        }
+        let filters = self.aggregates.iter().filter_map(|aggregate| aggregate.filter.as_ref()).chain(&self.filter);
+        filters.for_each(|filter| filter.columns(&mut mark));
+        read
+    }
+
+    /// Names of the tables that a document reads, without compiling it.
+    #[must_use]
+    pub fn tables_of(document: &Value) -> Vec<String> {
+        let name = |of: &Value| of.get("table").and_then(Value::as_str).map(str::to_owned);
+        let joins = document.get("joins").and_then(Value::as_array);
+        document.get("from").and_then(name).into_iter().chain(joins.into_iter().flatten().filter_map(name)).collect()
+    }
+
+    /// Checks and resolves a document. `tables` gives the schema of a data source by its `table_id`.
+    ///
+    /// # Errors
+    /// [`SpecErrors`] with every problem found, each with the JSON pointer of its place.
+    pub fn compile(
+        document: &Value,
+        tables: &dyn Fn(&str) -> Option<Arc<TableSchema>>,
+    ) -> Result<Self, SpecErrors> {
+        let spec: Spec = serde_json::from_value(document.clone()).map_err(|error| {
+            SpecErrors { problems: vec![SpecProblem { pointer: String::new(), message: format!("not an aggregate view document: {error}") }] }
+        })?;
+        let mut compiler = Compiler { tables, problems: Vec::new(), sources: Vec::new(), names: HashMap::new() };
+        let view = compiler.view(&spec);
+        if compiler.problems.is_empty() { Ok(view) } else { Err(SpecErrors { problems: compiler.problems }) }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Spec {
+    #[serde(default, rename = "doc_type")]
+    _doc_type: Option<String>,
+    #[serde(default, rename = "domain")]
+    _domain: Option<String>,
+    #[serde(default, rename = "view_id")]
+    _view_id: Option<String>,
+    #[serde(default, rename = "display_name")]
+    _display_name: Option<String>,
+    from: TableSpec,
+    #[serde(default)]
+    joins: Vec<JoinSpec>,
+    #[serde(default, rename = "where")]
+    filter: Option<predicate::Spec>,
+    #[serde(default)]
+    group_by: Vec<GroupSpec>,
+    aggregates: Vec<AggregateSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TableSpec {
+    table: String,
+    #[serde(default, rename = "as")]
+    alias: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JoinSpec {
+    table: String,
+    #[serde(default, rename = "as")]
+    alias: Option<String>,
+    on: serde_json::Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GroupSpec {
+    column: String,
+    #[serde(default, rename = "as")]
+    alias: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AggregateSpec {
+    function: Function,
+    #[serde(default)]
+    column: Option<String>,
+    #[serde(rename = "as")]
+    name: String,
+    #[serde(default, rename = "where")]
+    filter: Option<predicate::Spec>,
+}
+
+struct Compiler<'t> {
+    tables: &'t dyn Fn(&str) -> Option<Arc<TableSchema>>,
+    problems: Vec<SpecProblem>,
+    sources: Vec<Source>,
+    names: HashMap<String, usize>,
+}
+
+impl Compiler<'_> {
+    fn problem(&mut self, pointer: impl Into<String>, message: impl Into<String>) {
+        self.problems.push(SpecProblem { pointer: pointer.into(), message: message.into() });
+    }
+
+    fn view(&mut self, spec: &Spec) -> AggregateView {
+        self.source("/from", &spec.from.table, spec.from.alias.as_deref());
+        if spec.joins.len() > MAX_JOINS {
+            self.problem("/joins", format!("{} joins, at most {MAX_JOINS} are possible", spec.joins.len()));
+        }
+        let mut joins = Vec::new();
+        for (i, join) in spec.joins.iter().enumerate() {
+            let pointer = format!("/joins/{i}");
+            let joined = self.sources.len();
+            self.source(&pointer, &join.table, join.alias.as_deref());
+            joins.push(self.join(&pointer, join, joined));
+        }
+        let filter = spec.filter.as_ref().and_then(|f| self.predicate("/where", f));
+        let mut columns = Vec::new();
+        let mut group_by = Vec::new();
+        for (i, group) in spec.group_by.iter().enumerate() {
+            let Some(column) = self.column(&format!("/group_by/{i}/column"), &group.column) else { continue };
+            let default = group.column.rsplit('.').next().unwrap_or_default();
+            let name = group.alias.as_deref().unwrap_or(default);
+            columns.push(Column::new(name, self.column_type(column)));
+            group_by.push(column);
+        }
+        columns.push(Column::required(UPDATED_AT, ColumnType::Datetime));
+        if spec.aggregates.is_empty() {
+            self.problem("/aggregates", "at least one aggregate is needed");
+        }
+        let mut aggregates = Vec::new();
+        for (i, aggregate) in spec.aggregates.iter().enumerate() {
+            if let Some(compiled) = self.aggregate(&format!("/aggregates/{i}"), aggregate) {
+                columns.push(Column::new(&aggregate.name, compiled.result));
+                aggregates.push(compiled);
+            }
+        }
+        let mut seen = std::collections::HashSet::new();
+        for column in &columns {
+            if !seen.insert(column.name.clone()) {
+                self.problem("", format!("column `{}` is defined twice", column.name));
+            }
+        }
+        let schema = Arc::new(TableSchema { columns, key: (0..group_by.len()).collect() });
+        AggregateView { sources: std::mem::take(&mut self.sources), joins, filter, group_by, aggregates, schema }
+    }
+
+    fn source(&mut self, pointer: &str, table: &str, alias: Option<&str>) {
+        let schema = (self.tables)(table).unwrap_or_else(|| {
+            self.problem(format!("{pointer}/table"), format!("no data source with table_id `{table}` in this domain"));
+            Arc::new(TableSchema { columns: Vec::new(), key: Vec::new() })
+        });
+        let name = alias.unwrap_or(table).to_owned();
+        if self.names.insert(name.clone(), self.sources.len()).is_some() {
+            self.problem(pointer, format!("two tables are called `{name}`; give one of them another `as`"));
+        }
+        self.sources.push(Source { table: table.to_owned(), schema });
+    }
+
+    fn join(&mut self, pointer: &str, join: &JoinSpec, joined: usize) -> Join {
+        let mut compiled = Join { left: Vec::new(), right: Vec::new() };
+        if join.on.is_empty() {
+            self.problem(format!("{pointer}/on"), "a join needs at least one pair of columns");
+        }
+        for (left, right) in &join.on {
+            let Some(right) = right.as_str() else {
+                self.problem(format!("{pointer}/on"), format!("`{left}` must be paired with a column name"));
+                continue;
+            };
+            let at = format!("{pointer}/on");
+            let (Some(a), Some(b)) = (self.column(&at, left), self.column(&at, right)) else { continue };
+            let (earlier, own) = if b.source == joined { (a, b) } else { (b, a) };
+            if own.source != joined || earlier.source >= joined {
+                self.problem(at, format!("`{left}` = `{right}` must pair an earlier table with the joined one"));
+                continue;
+            }
+            let (x, y) = (self.column_type(earlier), self.column_type(own));
+            if x != y && !(integral(x) && integral(y)) {
+                self.problem(at, format!("`{left}` is {x:?}, `{right}` is {y:?}: they never compare equal"));
+                continue;
+            }
+            compiled.left.push(earlier);
+            compiled.right.push(own.column);
+        }
+        compiled
+    }
+
+    fn aggregate(&mut self, pointer: &str, spec: &AggregateSpec) -> Option<Aggregate> {
+        let column = match &spec.column {
+            Some(name) => Some(self.column(&format!("{pointer}/column"), name)?),
+            None => None,
+        };
+        let filter = match &spec.filter {
+            Some(filter) => Some(self.predicate(&format!("{pointer}/where"), filter)?),
+            None => None,
+        };
+        let of = column.map(|column| self.column_type(column));
+        let result = match (spec.function, of) {
+            (Function::Count, _) | (Function::CountDistinct, Some(_)) => ColumnType::BigInteger,
+            (_, None) => {
+                self.problem(pointer, format!("{:?} needs a `column`", spec.function).to_lowercase());
+                return None;
+            }
+            (Function::Sum, Some(of)) if integral(of) => ColumnType::BigInteger,
+            (Function::Sum | Function::Avg, Some(of)) if integral(of) || of == ColumnType::Decimal => {
+                ColumnType::Decimal
+            }
+            (Function::Sum | Function::Avg, Some(of)) => {
+                self.problem(pointer, format!("cannot add up a column of type {of:?}"));
+                return None;
+            }
+            (Function::Min | Function::Max, Some(of)) => of,
+        };
+        Some(Aggregate { function: spec.function, column, filter, over_integers: of.is_some_and(integral), result })
+    }
+
+    fn predicate(&mut self, pointer: &str, spec: &predicate::Spec) -> Option<Predicate> {
+        predicate::compile(spec, pointer, &mut |at, name| {
+            let column = self.column(at, name)?;
+            Some((column, self.column_type(column)))
+        })
+        .map_err(|problems| self.problems.extend(problems))
+        .ok()
+    }
+
+    fn column_type(&self, column: ColumnRef) -> ColumnType {
+        self.sources
+            .get(column.source)
+            .and_then(|source| source.schema.columns.get(column.column))
+            .map_or(ColumnType::Text, |column| column.column_type)
+    }
+
+    /// Resolves `alias.column`, or a bare name that only one source has.
+    fn column(&mut self, pointer: &str, name: &str) -> Option<ColumnRef> {
+        if let Some((alias, column)) = name.split_once('.') {
+            let Some(source) = self.names.get(alias).copied() else {
+                self.problem(pointer, format!("no table is called `{alias}` in this view"));
+                return None;
+            };
+            let found = self.sources.get(source).and_then(|s| s.schema.position(column));
+            // A table that does not exist was reported already; its columns are not reported again.
+            let known = self.sources.get(source).is_some_and(|s| !s.schema.columns.is_empty());
+            if found.is_none() && known {
+                self.problem(pointer, format!("`{alias}` has no column `{column}`"));
+            }
+            return Some(ColumnRef { source, column: found? });
+        }
+        let found: Vec<ColumnRef> = self
+            .sources
+            .iter()
+            .enumerate()
+            .filter_map(|(source, s)| Some(ColumnRef { source, column: s.schema.position(name)? }))
+            .collect();
+        match found.as_slice() {
+            [one] => Some(*one),
+            [] => {
+                if self.sources.iter().all(|s| !s.schema.columns.is_empty()) {
+                    self.problem(pointer, format!("no table of this view has a column `{name}`"));
+                }
+                None
+            }
+            _ => {
+                self.problem(pointer, format!("several tables have a column `{name}`; write `table.{name}`"));
+                None
+            }
+        }
+    }
+}
+
+const fn integral(of: ColumnType) -> bool {
+    matches!(of, ColumnType::Integer | ColumnType::SmallInteger | ColumnType::BigInteger)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn tables(name: &str) -> Option<Arc<TableSchema>> {
+        let columns = match name {
+            "visits" => vec![
+                Column::new("doc_id", ColumnType::Text),
+                Column::new("owner_id", ColumnType::Text),
+                Column::new("qty", ColumnType::Integer),
+                Column::new("kg", ColumnType::Decimal),
+            ],
+            "workers" => vec![Column::new("user_id", ColumnType::Text), Column::new("name", ColumnType::Text)],
+            _ => return None,
+        };
+        Some(Arc::new(TableSchema { columns, key: vec![0] }))
+    }
+
+    #[test]
+    fn resolves_columns_and_types() {
+        let view = AggregateView::compile(
+            &json!({
+                "from": {"table": "visits", "as": "v"},
+                "joins": [{"table": "workers", "as": "w", "on": {"v.owner_id": "w.user_id"}}],
+                "where": {"and": [{"column": "qty", "operator": ">", "value": 0}, {"not": {"column": "kg", "operator": "is_null"}}]},
+                "group_by": [{"column": "w.name", "as": "worker"}],
+                "aggregates": [
+                    {"function": "count", "as": "n"},
+                    {"function": "sum", "column": "qty", "as": "total"},
+                    {"function": "avg", "column": "v.kg", "as": "mean"},
+                    {"function": "max", "column": "v.doc_id", "as": "last"}]
+            }),
+            &tables,
+        )
+        .unwrap();
+        let names: Vec<_> = view.schema.columns.iter().map(|c| (c.name.as_str(), c.column_type)).collect();
+        assert_eq!(
+            names,
+            [
+                ("worker", ColumnType::Text),
+                ("updated_at", ColumnType::Datetime),
+                ("n", ColumnType::BigInteger),
+                ("total", ColumnType::BigInteger),
+                ("mean", ColumnType::Decimal),
+                ("last", ColumnType::Text)
+            ]
+        );
+        assert_eq!(view.joins[0].left, [ColumnRef { source: 0, column: 1 }]);
+        assert_eq!(view.joins[0].right, [0]);
+        assert_eq!(view.group_by, [ColumnRef { source: 1, column: 1 }]);
+    }
+
+    #[test]
+    fn reports_every_problem_with_its_place() {
+        let errors = AggregateView::compile(
+            &json!({
+                "from": {"table": "visits"},
+                "joins": [{"table": "nowhere", "on": {"owner_id": "nowhere.id"}}, {"table": "workers", "on": {"qty": "workers.name"}}],
+                "group_by": [{"column": "visits.colour"}],
+                "aggregates": [{"function": "sum", "column": "owner_id", "as": "x"}, {"function": "sum", "as": "y"}]
+            }),
+            &tables,
+        )
+        .unwrap_err();
+        let places: Vec<_> = errors.problems.iter().map(|p| p.pointer.clone()).collect();
+        assert_eq!(places, ["/joins/0/table", "/joins/1/on", "/group_by/0/column", "/aggregates/0", "/aggregates/1"]);
+    }
+}

@@ -1,0 +1,328 @@
+//! Reading specifications: JSON objects with a place, and a compiler that collects every problem it meets
+//! (ucr.md §1.4, §2.1).
+//!
+//! Compiling never stops at a problem: it notes it and goes on with a stand-in, so that an author sees all of them. A
+//! result may only be used if no problem was noted.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use serde_json::{Map, Value as Json};
+
+use crate::{
+    coerce::DataType,
+    error::{MAX_PROBLEMS, SpecErrors, SpecProblem},
+    expr::{self, Expr, Expression},
+    filter::{self, Filter},
+};
+
+type Fields = Map<String, Json>;
+
+/// Named expressions and filters that specifications may refer to, by name.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Named<'s> {
+    /// `named_expressions`.
+    pub expressions: Option<&'s Fields>,
+    /// `named_filters`.
+    pub filters: Option<&'s Fields>,
+}
+
+enum NamedExpression<'s> {
+    Waiting { json: &'s Json, pointer: String },
+    Compiling,
+    Done { slot: usize, expression: Arc<dyn Expression> },
+}
+
+/// Collects problems, named parts and facts about what was compiled.
+pub(crate) struct Compiler<'s> {
+    problems: Vec<SpecProblem>,
+    expressions: HashMap<&'s str, NamedExpression<'s>>,
+    filters: HashMap<&'s str, Arc<Filter>>,
+    filters_visible: bool,
+    slots: usize,
+    reads_clock: bool,
+}
+
+impl<'s> Compiler<'s> {
+    /// Compiles the named parts; everything compiled later may use them.
+    pub(crate) fn new(named: Named<'s>) -> Self {
+        let mut compiler = Self {
+            problems: Vec::new(),
+            expressions: HashMap::new(),
+            filters: HashMap::new(),
+            filters_visible: false,
+            slots: 0,
+            reads_clock: false,
+        };
+        for (name, json) in named.expressions.into_iter().flatten() {
+            let pointer = join("/named_expressions", name);
+            compiler.expressions.insert(name, NamedExpression::Waiting { json, pointer });
+        }
+        for (name, _) in named.expressions.into_iter().flatten() {
+            compiler.named_expression(name, &join("/named_expressions", name));
+        }
+        // Named filters see named expressions but not one another.
+        let filters = named.filters.into_iter().flatten().map(|(name, json)| {
+            (name.as_str(), Arc::new(filter::compile(json, &join("/named_filters", name), &mut compiler)))
+        });
+        compiler.filters = filters.collect();
+        compiler.filters_visible = true;
+        compiler
+    }
+
+    pub(crate) fn problem(&mut self, pointer: &str, message: impl Into<String>) {
+        let problem = SpecProblem { pointer: pointer.to_owned(), message: message.into() };
+        if self.problems.len() < MAX_PROBLEMS && !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+
+    /// Notes that results change as time passes.
+    pub(crate) fn reads_the_clock(&mut self) {
+        self.reads_clock = true;
+    }
+
+    /// The named expression and its number; notes a problem if there is none or it needs itself.
+    pub(crate) fn named_expression(&mut self, name: &str, pointer: &str) -> Option<(usize, Arc<dyn Expression>)> {
+        let Some(entry) = self.expressions.get_mut(name) else {
+            self.problem(pointer, format!("there is no named expression `{name}`"));
+            return None;
+        };
+        match std::mem::replace(entry, NamedExpression::Compiling) {
+            NamedExpression::Compiling => {
+                self.problem(pointer, format!("named expression `{name}` refers to itself"));
+                None
+            }
+            NamedExpression::Done { slot, expression } => {
+                *entry = NamedExpression::Done { slot, expression: Arc::clone(&expression) };
+                Some((slot, expression))
+            }
+            NamedExpression::Waiting { json, pointer } => {
+                let visible = std::mem::replace(&mut self.filters_visible, false);
+                let expression: Arc<dyn Expression> = Arc::from(expr::compile(json, &pointer, self));
+                self.filters_visible = visible;
+                let slot = self.slots;
+                self.slots += 1;
+                if let Some(entry) = self.expressions.get_mut(name) {
+                    *entry = NamedExpression::Done { slot, expression: Arc::clone(&expression) };
+                }
+                Some((slot, expression))
+            }
+        }
+    }
+
+    /// The named filter; notes a problem if there is none or it may not be used here.
+    pub(crate) fn named_filter(&mut self, name: &str, pointer: &str) -> Option<Arc<Filter>> {
+        if !self.filters_visible {
+            self.problem(pointer, format!("named filter `{name}` cannot be used inside named expressions or filters"));
+            return None;
+        }
+        let found = self.filters.get(name).cloned();
+        if found.is_none() {
+            self.problem(pointer, format!("there is no named filter `{name}`"));
+        }
+        found
+    }
+
+    /// The result, unless there were problems; and whether it reads the clock.
+    pub(crate) fn finish<T>(self, result: T) -> Result<(T, bool), SpecErrors> {
+        if self.problems.is_empty() {
+            Ok((result, self.reads_clock))
+        } else {
+            Err(SpecErrors { problems: self.problems })
+        }
+    }
+}
+
+/// Appends a step to a JSON pointer.
+pub(crate) fn join(pointer: &str, step: &str) -> String {
+    format!("{pointer}/{}", step.replace('~', "~0").replace('/', "~1"))
+}
+
+/// What a JSON value is, for messages.
+pub(crate) fn json_kind(json: &Json) -> &'static str {
+    match json {
+        Json::Null => "null",
+        Json::Bool(_) => "a boolean",
+        Json::Number(_) => "a number",
+        Json::String(_) => "text",
+        Json::Array(_) => "a list",
+        Json::Object(_) => "a mapping",
+    }
+}
+
+fn is_empty(json: &Json) -> bool {
+    match json {
+        Json::Null => true,
+        Json::String(text) => text.is_empty(),
+        Json::Array(items) => items.is_empty(),
+        Json::Object(fields) => fields.is_empty(),
+        Json::Bool(_) | Json::Number(_) => false,
+    }
+}
+
+/// One JSON object of a specification and where it stands.
+#[derive(Clone)]
+pub(crate) struct Spec<'p> {
+    fields: &'p Fields,
+    pointer: String,
+}
+
+impl<'p> Spec<'p> {
+    pub(crate) fn new(fields: &'p Fields, pointer: &str) -> Self {
+        Self { fields, pointer: pointer.to_owned() }
+    }
+
+    pub(crate) fn pointer(&self) -> &str {
+        &self.pointer
+    }
+
+    /// Pointer of one of the object's values.
+    pub(crate) fn at(&self, key: &str) -> String {
+        join(&self.pointer, key)
+    }
+
+    /// The value as written, null included.
+    pub(crate) fn raw(&self, key: &str) -> Option<&'p Json> {
+        self.fields.get(key)
+    }
+
+    /// The value unless it is absent or empty, which the original takes for absent.
+    pub(crate) fn optional(&self, key: &str) -> Option<&'p Json> {
+        self.fields.get(key).filter(|json| !is_empty(json))
+    }
+
+    /// As [`Spec::optional`]; absence is a problem.
+    pub(crate) fn required(&self, key: &str, compiler: &mut Compiler<'_>) -> Option<&'p Json> {
+        let found = self.optional(key);
+        if found.is_none() {
+            compiler.problem(&self.pointer, format!("`{key}` is required"));
+        }
+        found
+    }
+
+    /// Keys other than the given ones are problems.
+    pub(crate) fn only(&self, keys: &[&str], compiler: &mut Compiler<'_>) {
+        for key in self.fields.keys().filter(|key| !keys.contains(&key.as_str())) {
+            compiler.problem(&self.at(key), format!("unknown key `{key}` (known here: {})", keys.join(", ")));
+        }
+    }
+
+    fn expect<T>(
+        &self,
+        key: &str,
+        json: &'p Json,
+        wanted: &str,
+        as_wanted: Option<T>,
+        compiler: &mut Compiler<'_>,
+    ) -> Option<T> {
+        if as_wanted.is_none() {
+            compiler.problem(&self.at(key), format!("`{key}` must be {wanted}, not {}", json_kind(json)));
+        }
+        as_wanted
+    }
+
+    pub(crate) fn optional_text(&self, key: &str, compiler: &mut Compiler<'_>) -> Option<&'p str> {
+        let json = self.optional(key)?;
+        self.expect(key, json, "text", json.as_str(), compiler)
+    }
+
+    pub(crate) fn text(&self, key: &str, compiler: &mut Compiler<'_>) -> Option<&'p str> {
+        let json = self.required(key, compiler)?;
+        self.expect(key, json, "text", json.as_str(), compiler)
+    }
+
+    pub(crate) fn flag(&self, key: &str, default: bool, compiler: &mut Compiler<'_>) -> bool {
+        let Some(json) = self.optional(key) else { return default };
+        self.expect(key, json, "true or false", json.as_bool(), compiler).unwrap_or(default)
+    }
+
+    pub(crate) fn list(&self, key: &str, compiler: &mut Compiler<'_>) -> &'p [Json] {
+        let Some(json) = self.required(key, compiler) else { return &[] };
+        self.expect(key, json, "a list", json.as_array(), compiler).map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn optional_list(&self, key: &str, compiler: &mut Compiler<'_>) -> &'p [Json] {
+        let Some(json) = self.optional(key) else { return &[] };
+        self.expect(key, json, "a list", json.as_array(), compiler).map_or(&[], Vec::as_slice)
+    }
+
+    /// A list of texts that may be empty or absent.
+    pub(crate) fn optional_texts(&self, key: &str, compiler: &mut Compiler<'_>) -> Vec<&'p str> {
+        let mut texts = Vec::new();
+        for (i, json) in self.optional_list(key, compiler).iter().enumerate() {
+            match json.as_str() {
+                Some(text) => texts.push(text),
+                None => compiler.problem(
+                    &join(&self.at(key), &i.to_string()),
+                    format!("must be text, not {}", json_kind(json)),
+                ),
+            }
+        }
+        texts
+    }
+
+    /// A list of texts that may not be empty.
+    pub(crate) fn texts(&self, key: &str, compiler: &mut Compiler<'_>) -> Vec<&'p str> {
+        if self.required(key, compiler).is_none() { Vec::new() } else { self.optional_texts(key, compiler) }
+    }
+
+    pub(crate) fn optional_mapping(&self, key: &str, compiler: &mut Compiler<'_>) -> Option<&'p Fields> {
+        let json = self.optional(key)?;
+        self.expect(key, json, "a mapping", json.as_object(), compiler)
+    }
+
+    pub(crate) fn mapping(&self, key: &str, compiler: &mut Compiler<'_>) -> Option<&'p Fields> {
+        let json = self.required(key, compiler)?;
+        self.expect(key, json, "a mapping", json.as_object(), compiler)
+    }
+
+    /// An expression or a literal.
+    pub(crate) fn expression(&self, key: &str, compiler: &mut Compiler<'_>) -> Expr {
+        match self.required(key, compiler) {
+            Some(json) => expr::compile(json, &self.at(key), compiler),
+            None => expr::stand_in(),
+        }
+    }
+
+    pub(crate) fn optional_expression(&self, key: &str, compiler: &mut Compiler<'_>) -> Option<Expr> {
+        self.optional(key).map(|json| expr::compile(json, &self.at(key), compiler))
+    }
+
+    /// An expression, not a literal.
+    pub(crate) fn expression_mapping(&self, key: &str, compiler: &mut Compiler<'_>) -> Expr {
+        match self.mapping(key, compiler) {
+            Some(fields) => expr::compile_fields(fields, &self.at(key), compiler),
+            None => expr::stand_in(),
+        }
+    }
+
+    pub(crate) fn filter(&self, key: &str, compiler: &mut Compiler<'_>) -> Filter {
+        match self.required(key, compiler) {
+            Some(json) => filter::compile(json, &self.at(key), compiler),
+            None => Filter::stand_in(),
+        }
+    }
+
+    fn datatype_of(&self, json: &Json, compiler: &mut Compiler<'_>) -> Option<DataType> {
+        let found = json.as_str().and_then(DataType::from_name);
+        if found.is_none() {
+            let known: Vec<_> = DataType::ALL.iter().map(|datatype| datatype.name()).collect();
+            let given = json.as_str().map_or_else(|| json_kind(json).to_owned(), |text| format!("`{text}`"));
+            compiler.problem(&self.at("datatype"), format!("{given} is not a datatype (known: {})", known.join(", ")));
+        }
+        found
+    }
+
+    /// `datatype`, if given.
+    pub(crate) fn optional_datatype(&self, compiler: &mut Compiler<'_>) -> Option<DataType> {
+        let json = self.raw("datatype").filter(|json| !json.is_null())?;
+        self.datatype_of(json, compiler)
+    }
+
+    /// `datatype`, which must be given.
+    pub(crate) fn datatype(&self, compiler: &mut Compiler<'_>) -> Option<DataType> {
+        let json = self.required("datatype", compiler)?;
+        self.datatype_of(json, compiler)
+    }
+}

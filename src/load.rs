@@ -44,6 +44,8 @@ use crate::cli::serve::StopSignals;
 const PROBER_QUEUE: usize = 262_144;
 /// Unseen forms that the result names.
 const NAMED: usize = 10;
+/// How long the tables may take to show the last moves.
+const MOVES_SETTLE: Duration = Duration::from_secs(10);
 /// Time beyond the asked duration in which a slow server may still be sent what was due.
 const OVERTIME: Duration = Duration::from_secs(30);
 
@@ -288,10 +290,19 @@ impl Tables {
     async fn read(target: &Target, population: &RwLock<Population>) -> anyhow::Result<Self> {
         let client = target.connect().await?;
         let population = population.read().clone();
+        // A move's receipt is not waited for; the last ones may need a moment.
+        let deadline = tokio::time::Instant::now() + MOVES_SETTLE;
+        let misplaced = loop {
+            let misplaced = setup::misplaced(&client, &population).await?;
+            if misplaced.is_empty() || tokio::time::Instant::now() > deadline {
+                break misplaced;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
         Ok(Self {
             rows: json!(postgres::count_rows(&client).await?),
             view_errors: postgres::count_view_errors(&client).await?,
-            misplaced: setup::misplaced(&client, &population).await?,
+            misplaced,
         })
     }
 }
@@ -359,7 +370,10 @@ pub(crate) async fn run(args: LoadArgs) -> anyhow::Result<ExitCode> {
     let mut signals = StopSignals::listen()?;
     let stop = CancellationToken::new();
     let work = async {
-        let ready = session.prepare(&display::say).await?;
+        let ready = tokio::select! {
+            ready = session.prepare(&display::say) => ready?,
+            () = stop.cancelled() => anyhow::bail!("stopped before the first form was sent"),
+        };
         Box::pin(ready.run(stop.clone())).await
     };
     let mut work = Box::pin(work);

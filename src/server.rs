@@ -6,6 +6,7 @@
 
 use std::{
     fs::{File, TryLockError},
+    io::ErrorKind,
     net::SocketAddr,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -32,6 +33,10 @@ use crate::{
 
 /// How long requests under way may take to finish once the server stops.
 const DRAIN: Duration = Duration::from_secs(15);
+
+/// How long a process that was killed may hold its lock and its ports before they count as taken.
+const LOCK_WITHIN: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// A running server.
 #[derive(Debug)]
@@ -65,7 +70,7 @@ pub(crate) struct Running {
 pub(crate) async fn start(mut config: Config) -> anyhow::Result<Running> {
     let metrics = telemetry::metrics()?;
     config.data_dir = prepare_data_dir(&config.data_dir)?;
-    let lock = lock(&config.data_dir)?;
+    let lock = lock(&config.data_dir).await?;
     let http = listen(config.listen.http, "listen.http", "HTTP").await?;
     let http_addr = http.local_addr()?;
     let wire = match config.roles.has(Role::Query) {
@@ -183,8 +188,9 @@ async fn serve_http(listener: TcpListener, router: axum::Router, stop: Cancellat
             tracing::debug!(%error, "could not switch off delayed sends");
         }
     });
-    let router = router.into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    // The status page asks where a request comes from.
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 /// Binds a listener, naming the setting to change when that fails.
@@ -192,9 +198,22 @@ async fn serve_http(listener: TcpListener, router: axum::Router, stop: Cancellat
 /// # Errors
 /// The address is taken or not this machine's.
 pub(crate) async fn listen(addr: SocketAddr, setting: &str, what: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(addr).await.with_context(|| {
-        format!("could not listen on {addr} for {what}; stop what uses that port, or set `{setting}` to another address")
-    })
+    let deadline = tokio::time::Instant::now() + LOCK_WITHIN;
+    loop {
+        match TcpListener::bind(addr).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(AGAIN).await;
+            }
+            outcome => {
+                return outcome.with_context(|| {
+                    format!(
+                        "could not listen on {addr} for {what}; stop what uses that port, or set `{setting}` to another \
+                         address"
+                    )
+                });
+            }
+        }
+    }
 }
 
 /// Makes the data directory if it is missing and returns its absolute path.
@@ -217,11 +236,12 @@ pub(crate) fn prepare_data_dir(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Takes the data directory for this process, until the file is dropped.
+/// Takes the data directory for this process, until the file is dropped. A process that was killed may need a moment
+/// to be gone.
 ///
 /// # Errors
 /// Another process has it.
-pub(crate) fn lock(data_dir: &Path) -> anyhow::Result<File> {
+pub(crate) async fn lock(data_dir: &Path) -> anyhow::Result<File> {
     let path = data_dir.join("lock");
     let file = File::options()
         .create(true)
@@ -229,13 +249,19 @@ pub(crate) fn lock(data_dir: &Path) -> anyhow::Result<File> {
         .write(true)
         .open(&path)
         .with_context(|| format!("could not open {} (owner uid {})", path.display(), owner(data_dir)))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => anyhow::bail!(
-            "another millrace process is using {}; stop it, or choose another directory with --data-dir",
-            data_dir.display()
-        ),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("could not lock {}", path.display())),
+    let deadline = tokio::time::Instant::now() + LOCK_WITHIN;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if tokio::time::Instant::now() < deadline => tokio::time::sleep(AGAIN).await,
+            Err(TryLockError::WouldBlock) => anyhow::bail!(
+                "another millrace process is using {}; stop it, or choose another directory with --data-dir",
+                data_dir.display()
+            ),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("could not lock {}", path.display()));
+            }
+        }
     }
 }
 
@@ -253,17 +279,17 @@ fn owner(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_data_directory_has_one_user_at_a_time() {
+    #[tokio::test]
+    async fn a_data_directory_has_one_user_at_a_time() {
         let directory = tempfile::tempdir().unwrap();
         assert!(!in_use(directory.path()));
-        let first = lock(directory.path()).unwrap();
+        let first = lock(directory.path()).await.unwrap();
         assert!(in_use(directory.path()));
-        let message = format!("{:#}", lock(directory.path()).unwrap_err());
+        let message = format!("{:#}", lock(directory.path()).await.unwrap_err());
         assert!(message.contains("another millrace process"), "{message}");
         drop(first);
         assert!(!in_use(directory.path()));
-        assert!(lock(directory.path()).is_ok());
+        assert!(lock(directory.path()).await.is_ok());
     }
 
     #[tokio::test]

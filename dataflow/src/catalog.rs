@@ -25,7 +25,15 @@ use udf::{
     aggregate_view::{AggregateView, UPDATED_AT},
 };
 
-use crate::view::{Command, Instance, Logic, RowLogic, ViewNo, case_documents, form_documents};
+use crate::{
+    table::TableWriter,
+    view::{Command, Instance, Logic, RowLogic, ViewNo, case_documents, form_documents, view_errors},
+};
+
+/// A `system.view_errors` without rows.
+fn no_errors() -> Table {
+    Table { index: None, ..TableWriter::new(Arc::new(view_errors()), Some(3)).publish() }
+}
 
 type DefinitionKey = (DomainId, DocKind, String);
 
@@ -349,9 +357,9 @@ impl Catalog {
                 published.views.push(ViewStatus { id: id.clone(), kind: kind.name(), tables: names, state });
             }
         }
-        if let Some(errors) = self.errors.get(domain) {
-            published.tables.insert(TableName::new("system", "view_errors"), Arc::clone(errors));
-        }
+        // Readers find the table also while nothing has failed.
+        let errors = self.errors.get(domain).cloned().unwrap_or_else(|| Arc::new(no_errors()));
+        published.tables.insert(TableName::new("system", "view_errors"), errors);
         published
     }
 

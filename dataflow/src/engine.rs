@@ -204,3 +204,6 @@ enum Pumped {
     /// The store failed; if documents were sent already, the engine has to be built anew.
     Failed { error: SourceError, sent: bool },
 }
+
+#[cfg(test)]
+mod tests;

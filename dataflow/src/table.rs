@@ -17,7 +17,7 @@ use arrow_schema::{ArrowError, SchemaRef};
 use schemas::{
     position::Tick,
     row::{Cell, Row, TableSchema},
-    table::{DeadRows, KeyIndex, Segment, Table},
+    table::{KeyIndex, Segment, Table},
 };
 
 use build::{batch, cells, compact};

@@ -187,7 +187,9 @@ impl Engine {
             let arriving = scope.input_from(&mut arrivals);
             let nudged = scope.input_from(&mut nudges);
             let rows = graph::evaluation(scope, arriving, &state);
-            graph::aggregation(rows, nudged, &state).probe_with(&probe);
+            if let Some(end) = graph::aggregation(rows, nudged, &state) {
+                end.probe_with(&probe);
+            }
         });
         let (worker, workers) = (worker.index() as u64, worker.peers() as u64);
         Self {
@@ -206,6 +208,8 @@ impl Engine {
 
     /// Runs one tick to its end.
     pub(crate) fn tick(&mut self, worker: &mut Worker, batch: &TickBatch) -> Report {
+        self.arrivals.advance_to(round_zero(batch.tick));
+        self.nudges.advance_to(round_zero(batch.tick));
         self.state.stamp.set(batch.stamp);
         self.state.evaluator.borrow_mut().begin(batch.now);
         for command in &batch.commands {

@@ -117,9 +117,8 @@ impl Accounts {
         permissions: &[Permission],
     ) -> Result<UserId, AccountError> {
         let client = self.pool.get().await?;
-        let taken = client
-            .query_typed_opt("SELECT 1 FROM accounts WHERE username = $1", &[(&username, Type::TEXT)])
-            .await?;
+        let taken =
+            client.query_typed_opt("SELECT 1 FROM accounts WHERE username = $1", &[(&username, Type::TEXT)]).await?;
         if taken.is_some() {
             return Err(AccountError::Taken(username.to_owned()));
         }

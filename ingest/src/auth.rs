@@ -18,7 +18,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 use tokio_postgres::types::Type;
 
-use self::cache::VerifiedCache;
+use self::cache::{Key, VerifiedCache};
 use crate::{
     error::DatabaseError,
     store::pool::Pool,
@@ -45,6 +45,16 @@ struct Candidate {
     permissions: Vec<String>,
 }
 
+/// What came of a verification.
+enum Verified {
+    /// The credentials are right.
+    Now(Candidate),
+    /// Another caller's verification of the same credentials came first.
+    Before(Principal),
+    /// They are not.
+    Wrong,
+}
+
 impl AccountAuthenticator {
     /// Over the account tables, remembering verified credentials for `seconds`.
     pub(crate) fn new(pool: Pool, clock: Arc<dyn Clock>, seconds: u64) -> Self {
@@ -56,16 +66,29 @@ impl AccountAuthenticator {
         self.cache.forget(account_id);
     }
 
-    async fn verify(&self, domain: &DomainId, credentials: &Credentials) -> Result<Option<Candidate>, DatabaseError> {
+    /// The account that the credentials belong to, if they are right.
+    async fn verify(
+        &self,
+        domain: &DomainId,
+        credentials: &Credentials,
+        key: &Key,
+        now: i64,
+    ) -> Result<Verified, DatabaseError> {
+        let found = |candidate: Option<Candidate>| candidate.map_or(Verified::Wrong, Verified::Now);
         match credentials {
             Credentials::Password { username, password } => {
                 let candidates = self.by_name(domain, username).await?;
-                let hashes: Vec<Option<String>> =
-                    candidates.iter().map(|candidate| candidate.password_hash.clone()).collect();
+                let stopping = |_| DatabaseError::Unavailable("the service is stopping".to_owned());
+                let _permit = self.verifiers.acquire().await.map_err(stopping)?;
+                // Callers that came together with the same credentials need one verification.
+                if let Some(principal) = self.cache.get(key, now) {
+                    return Ok(Verified::Before(principal));
+                }
+                let hashes = candidates.iter().map(|candidate| candidate.password_hash.clone()).collect();
                 let right = password::matching(hashes, password.0.clone()).await;
-                Ok(right.and_then(|at| candidates.into_iter().nth(at)))
+                Ok(found(right.and_then(|at| candidates.into_iter().nth(at))))
             }
-            Credentials::ApiKey { username, key } => self.by_key(domain, username, &key.0).await,
+            Credentials::ApiKey { username, key } => Ok(found(self.by_key(domain, username, &key.0).await?)),
         }
     }
 
@@ -91,12 +114,7 @@ impl AccountAuthenticator {
             .collect()
     }
 
-    async fn by_key(
-        &self,
-        domain: &DomainId,
-        username: &str,
-        key: &str,
-    ) -> Result<Option<Candidate>, DatabaseError> {
+    async fn by_key(&self, domain: &DomainId, username: &str, key: &str) -> Result<Option<Candidate>, DatabaseError> {
         let wanted = key_hash(key);
         let client = self.pool.get().await?;
         let row = client
@@ -158,16 +176,16 @@ impl Authenticator for AccountAuthenticator {
         if let Some(principal) = self.cache.get(&key, now) {
             return Ok(principal);
         }
-        let unavailable = |error: DatabaseError| AuthError::Unavailable(error.to_string());
-        let _permit = self.verifiers.acquire().await.map_err(|_| AuthError::Unavailable("stopping".to_owned()))?;
-        // Callers that came together with the same credentials need one verification.
-        if let Some(principal) = self.cache.get(&key, now) {
-            return Ok(principal);
-        }
         let generation = self.cache.generation();
         let refused = || AuthError::Refused { domain: domain.to_string() };
-        let account = self.verify(domain, credentials).await.map_err(unavailable)?.ok_or_else(refused)?;
-        let named = |name: &String| PERMISSIONS.iter().find(|(_, known)| known == name).map(|(permission, _)| *permission);
+        let verified = self.verify(domain, credentials, &key, now).await;
+        let account = match verified.map_err(|error| AuthError::Unavailable(error.to_string()))? {
+            Verified::Now(account) => account,
+            Verified::Before(principal) => return Ok(principal),
+            Verified::Wrong => return Err(refused()),
+        };
+        let named =
+            |name: &String| PERMISSIONS.iter().find(|(_, known)| known == name).map(|(permission, _)| *permission);
         let principal = Principal {
             domain: domain.clone(),
             user_id: UserId::new(&account.id).map_err(|_| refused())?,

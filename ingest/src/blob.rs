@@ -220,9 +220,8 @@ impl Blobs {
     }
 
     async fn move_locked(&self, connection: &Connection, delay: Duration) -> Result<bool, BlobError> {
-        let lock = connection
-            .query_typed_one("SELECT pg_try_advisory_xact_lock($1)", &[(&MOVER_LOCK, Type::INT8)])
-            .await?;
+        let lock =
+            connection.query_typed_one("SELECT pg_try_advisory_xact_lock($1)", &[(&MOVER_LOCK, Type::INT8)]).await?;
         if !lock.try_get::<_, bool>(0)? {
             return Ok(false);
         }

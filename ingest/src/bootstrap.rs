@@ -3,10 +3,7 @@
 //! A scan is one repeatable-read transaction: the counters it sees say exactly which records the documents include. Every
 //! row has kept the stamp of its last change, so a bootstrapped table shows the same `indexed_on` as one fed by the log.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use async_trait::async_trait;
 use schemas::{

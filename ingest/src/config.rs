@@ -34,7 +34,7 @@ pub struct IngestConfig {
     pub lock_wait_ms: u64,
     /// Believe the header `X-Submit-Time` as the time of receipt. For loading recorded submissions. Default off.
     pub trust_submit_time: bool,
-    /// Groups of committed records that wait for an in-process reader; beyond it the reader reads the outbox. Default 256.
+    /// Groups of committed records that wait for an in-process reader; beyond it the reader reads the outbox. Default 64.
     pub handover: usize,
     /// Committed records kept in the outbox even if every reader has them. Default 50,000.
     pub outbox_keep: u64,
@@ -65,7 +65,7 @@ impl Default for IngestConfig {
             inline_attachment_bytes: 64 * 1024,
             lock_wait_ms: 5000,
             trust_submit_time: false,
-            handover: 256,
+            handover: 64,
             outbox_keep: 50_000,
             outbox_limit: 5_000_000,
             mover_delay_ms: 2000,
@@ -121,14 +121,14 @@ mod tests {
     #[test]
     fn defaults_work_and_every_problem_is_listed() {
         assert_eq!(IngestConfig::default().problems(), Vec::<String>::new());
-        let broken = IngestConfig { lanes: 0, queue: 0, database_url: "nonsense=1".to_owned(), ..IngestConfig::default() };
+        let broken =
+            IngestConfig { lanes: 0, queue: 0, database_url: "nonsense=1".to_owned(), ..IngestConfig::default() };
         assert_eq!(broken.problems().len(), 3);
     }
 
     #[test]
     fn the_password_is_not_printed() {
-        let config =
-            IngestConfig { database_url: "postgres://u:hunter2@h/d".to_owned(), ..IngestConfig::default() };
+        let config = IngestConfig { database_url: "postgres://u:hunter2@h/d".to_owned(), ..IngestConfig::default() };
         assert!(!format!("{config:?}").contains("hunter2"));
     }
 }

@@ -15,7 +15,7 @@ use schemas::{
 };
 use serde_json::{Map, Value};
 use tokio_postgres::types::Type;
-use udf::{AggregateView, DataSource, SpecErrors};
+use udf::{DataSource, SpecErrors, aggregate_view::AggregateView};
 
 use crate::{
     Ingest,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Most definitions of one kind in a domain.
-pub const MAX_DEFINITIONS: usize = 2000;
+pub(crate) const MAX_DEFINITIONS: usize = 2000;
 
 /// Why a definition was not stored.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +157,12 @@ impl Ingest {
         Ok(receipt.position.ok_or(WriteError::Internal)?)
     }
 
-    async fn check(&self, domain: &DomainId, kind: DocKind, document: &Map<String, Value>) -> Result<(), DefinitionError> {
+    async fn check(
+        &self,
+        domain: &DomainId,
+        kind: DocKind,
+        document: &Map<String, Value>,
+    ) -> Result<(), DefinitionError> {
         let document = Value::Object(document.clone());
         if kind == DocKind::DataSource {
             DataSource::compile(&document)?;

@@ -54,7 +54,10 @@ impl From<tokio_postgres::Error> for DatabaseError {
                     || [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN, SqlState::CANNOT_CONNECT_NOW].contains(code)
             }
             // No answer of the server: the connection itself failed, or the answer could not be decoded.
-            None => error.is_closed() || std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>()),
+            None => {
+                error.is_closed()
+                    || std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>())
+            }
         };
         if away { Self::Unavailable(describe(&error)) } else { Self::Refused(error) }
     }
@@ -80,7 +83,9 @@ pub enum StartError {
     #[error(transparent)]
     Database(#[from] DatabaseError),
     /// The database belongs to a newer release.
-    #[error("the database has schema {found}, this release knows up to {known}; start a release that is as new as the database")]
+    #[error(
+        "the database has schema {found}, this release knows up to {known}; start a release that is as new as the database"
+    )]
     NewerSchema {
         /// Newest migration in the database.
         found: i32,

@@ -132,11 +132,7 @@ impl Ingest {
     /// Carries the change log to the Kafka brokers (`host:port`, separated by commas) until it is shut down.
     #[must_use]
     pub fn relay(&self, brokers: &str) -> Relay {
-        let log = Log {
-            pool: self.pool.clone(),
-            handover: Arc::clone(&self.handover),
-            capacity: self.config.handover,
-        };
+        let log = Log { pool: self.pool.clone(), handover: Arc::clone(&self.handover), capacity: self.config.handover };
         Relay::start(log, brokers, Arc::clone(&self.clock))
     }
 

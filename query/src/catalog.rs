@@ -22,7 +22,7 @@ use schemas::{
 use crate::{closest::closest, error::QueryError, table::LiveTable};
 
 /// Schemas that names without a schema are looked for in, in order.
-pub const SEARCH_PATH: [&str; 3] = ["ucr", "views", "system"];
+pub(crate) const SEARCH_PATH: [&str; 3] = ["ucr", "views", "system"];
 
 const INFORMATION_SCHEMA: &str = "information_schema";
 const PG_CATALOG: &str = "pg_catalog";
@@ -44,19 +44,12 @@ pub(crate) struct Scope {
     pub(crate) pg_catalog: Option<Arc<dyn SchemaProvider>>,
 }
 
-/// A table that a name stands for.
-pub(crate) struct Found {
-    pub(crate) provider: Arc<dyn TableProvider>,
-    /// The live table's full name, if it is one.
-    pub(crate) live: Option<TableName>,
-}
-
 impl Scope {
     /// Finds the table a reference of the statement names.
     ///
     /// # Errors
     /// [`QueryError::UnknownTable`].
-    pub(crate) fn find(self: &Arc<Self>, reference: &TableReference) -> Result<Found, QueryError> {
+    pub(crate) fn find(self: &Arc<Self>, reference: &TableReference) -> Result<Arc<dyn TableProvider>, QueryError> {
         let found = match reference {
             TableReference::Bare { table } => SEARCH_PATH.iter().find_map(|schema| self.table(schema, table)),
             TableReference::Partial { schema, table } => self.table(schema, table),
@@ -75,22 +68,19 @@ impl Scope {
     }
 
     /// The table of that schema and name.
-    pub(crate) fn table(self: &Arc<Self>, schema: &str, name: &str) -> Option<Found> {
+    pub(crate) fn table(self: &Arc<Self>, schema: &str, name: &str) -> Option<Arc<dyn TableProvider>> {
         if schema == INFORMATION_SCHEMA {
             let list = Arc::new(provider::SnapshotCatalog::new(Arc::clone(self)));
-            let provider = ready(&InformationSchemaProvider::new(list), name)?;
-            return Some(Found { provider, live: None });
+            return ready(&InformationSchemaProvider::new(list), name);
         }
         if schema == PG_CATALOG {
-            let provider = ready(self.pg_catalog.as_ref()?.as_ref(), name)?;
-            return Some(Found { provider, live: None });
+            return ready(self.pg_catalog.as_ref()?.as_ref(), name);
         }
         if let Some(table) = system::table(self, schema, name) {
-            return Some(Found { provider: table, live: None });
+            return Some(table);
         }
-        let key = TableName::new(schema, name);
-        let table = Arc::clone(self.tables.tables.get(&key)?);
-        Some(Found { provider: Arc::new(LiveTable::new(table)), live: Some(key) })
+        let table = Arc::clone(self.tables.tables.get(&TableName::new(schema, name))?);
+        Some(Arc::new(LiveTable::new(table)))
     }
 
     /// Every table of the domain, the ones made per statement included.

@@ -64,7 +64,7 @@ fn constant(name: &str, value: ScalarValue, arguments: Vec<DataType>) -> ScalarU
 impl ContextProvider for Names<'_> {
     fn get_table_source(&self, name: TableReference) -> Result<Arc<dyn TableSource>> {
         let found = self.scope.find(&name).map_err(|error| DataFusionError::External(Box::new(error)))?;
-        Ok(provider_as_source(found.provider))
+        Ok(provider_as_source(found))
     }
 
     fn get_table_function_source(&self, name: &str, arguments: Vec<Expr>) -> Result<Arc<dyn TableSource>> {

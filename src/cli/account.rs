@@ -225,7 +225,7 @@ impl Store {
                 ingest_config.database_url = Postgres::url_of_running(&config.data_dir)
                     .with_context(|| format!("the server in {} is still starting; try again", config.data_dir.display()))?;
             } else {
-                lock = Some(server::lock(&config.data_dir)?);
+                lock = Some(server::lock(&config.data_dir).await?);
                 let started = Postgres::start(&assemble::postgres_options(&config)).await?;
                 ingest_config.database_url = started.url();
                 postgres = Some(started);

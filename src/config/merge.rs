@@ -13,10 +13,11 @@ use serde_json::Value;
 
 use super::{Config, Problem};
 
-/// Variables with our prefix that are not settings: the file's own path, and switches of the test suite.
-fn is_setting(key: &str) -> bool {
+/// True if a variable (without the prefix) is meant as a setting: it names a section or a key at the top, or nearly so.
+/// Others with the prefix are arguments of commands and switches of the test suite.
+fn is_setting(key: &str, known: &[&str]) -> bool {
     let key = key.to_ascii_lowercase();
-    key != "config" && !key.starts_with("test_")
+    key.contains("__") || nearest(&key, known).is_some()
 }
 
 /// Returns the configuration made of every key that could be used, and the problems of those that could not.
@@ -34,7 +35,6 @@ pub(super) fn merge(file: Option<&Path>) -> (Config, Vec<Problem>) {
             },
         }
     }
-    figment = figment.merge(Env::prefixed("MILLRACE_").filter(|key| is_setting(key.as_str())).split("__"));
 
     let defaults = match serde_json::to_value(Config::default()) {
         Ok(defaults) => defaults,
@@ -43,6 +43,12 @@ pub(super) fn merge(file: Option<&Path>) -> (Config, Vec<Problem>) {
             return (Config::default(), problems);
         }
     };
+    let known: Vec<String> = defaults.as_object().map(|keys| keys.keys().cloned().collect()).unwrap_or_default();
+    let variables = Env::prefixed("MILLRACE_").filter(move |key| {
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        is_setting(key.as_str(), &known)
+    });
+    let figment = figment.merge(variables.split("__"));
     let given = match figment.extract::<Value>() {
         Ok(given) => given,
         Err(errors) => {
@@ -121,12 +127,16 @@ fn set(tree: &mut Value, path: &[String], value: &Value) {
 }
 
 fn unknown(key: &str, known: &[&str]) -> String {
-    match known.iter().min_by_key(|name| distance(key, name)) {
-        Some(near) if distance(key, near) <= key.len().max(near.len()) / 3 => {
-            format!("unknown key; did you mean `{near}`?")
-        }
-        _ => format!("unknown key (expected one of {})", known.join(", ")),
+    match nearest(key, known) {
+        Some(near) => format!("unknown key; did you mean `{near}`?"),
+        None => format!("unknown key (expected one of {})", known.join(", ")),
     }
+}
+
+/// The known name that the key is, or probably was meant to be.
+fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+    let near = known.iter().min_by_key(|name| distance(key, name))?;
+    (distance(key, near) <= key.len().max(near.len()) / 3).then_some(near)
 }
 
 /// Levenshtein distance in characters.
@@ -158,7 +168,18 @@ mod tests {
     }
 
     #[test]
-    fn switches_that_are_not_settings_are_skipped() {
-        assert!(!is_setting("CONFIG") && !is_setting("test_require_kafka") && is_setting("log__filter"));
+    fn variables_that_are_no_settings_are_skipped() {
+        let known = ["data_dir", "domain", "log"];
+        for (key, setting) in [
+            ("DATA_DIR", true),
+            ("DATADIR", true),
+            ("log__filter", true),
+            ("LOGG__FILTER", true),
+            ("CONFIG", false),
+            ("PASSWORD", false),
+            ("test_require_kafka", false),
+        ] {
+            assert_eq!(is_setting(key, &known), setting, "{key}");
+        }
     }
 }

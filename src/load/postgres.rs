@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context;
 use schemas::{port::Secret, sample};
-use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, error::SqlState};
 
 /// How long to wait for a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -78,9 +78,19 @@ pub(crate) async fn count_rows(client: &Client) -> anyhow::Result<BTreeMap<Strin
 /// # Errors
 /// The statement fails.
 pub(crate) async fn count_view_errors(client: &Client) -> anyhow::Result<u64> {
-    let rows = pairs(client, "SELECT 'errors' AS name, count(*) AS rows FROM system.view_errors").await?;
+    let rows = match pairs(client, "SELECT 'errors' AS name, count(*) AS rows FROM system.view_errors").await {
+        Ok(rows) => rows,
+        // The table comes with the first error.
+        Err(error) if undefined_table(&error) => return Ok(0),
+        Err(error) => return Err(error),
+    };
     let [_, count] = rows.into_iter().next().context("no answer to a count")?;
     count.parse().with_context(|| format!("`{count}` is not a number of rows"))
+}
+
+fn undefined_table(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<tokio_postgres::Error>();
+    cause.and_then(tokio_postgres::Error::code) == Some(&SqlState::UNDEFINED_TABLE)
 }
 
 /// Where every worker and place is: (id, id of the place it is in).

@@ -314,6 +314,8 @@ impl Program {
             children: cases.collect(),
             items: if form.kind.is_visit() { form.items() } else { 0 },
             visit: form.kind.is_visit().then(|| (Arc::from(worker.id.as_str()), month)),
+            changes_month: novelty == Novelty::New && form.kind.is_visit(),
+            changes_district: novelty == Novelty::New && form.kind.changes_district(),
         };
         let xml = Arc::from(form.xml(author));
         self.tickets += 1;

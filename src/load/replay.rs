@@ -171,7 +171,7 @@ impl Replay {
             .with_context(|| format!("{}: nobody has user id `{}`", place(), recorded.user_id))?;
         let novelty = Novelty::from_name(&recorded.kind)
             .with_context(|| format!("{}: `{}` is not new, edit or duplicate", place(), recorded.kind))?;
-        let effects = effects(&recorded.xml, &recorded.form_id, &recorded.user_id)
+        let effects = effects(&recorded.xml, &recorded.form_id, &recorded.user_id, novelty)
             .with_context(|| format!("{}: form {} is none of the workload's five", place(), recorded.n))?;
         let mut keys: Vec<Arc<str>> =
             vec![Arc::from(recorded.user_id), Arc::clone(&effects.form), Arc::clone(&effects.mother)];
@@ -246,7 +246,7 @@ fn in_domain(mut document: Value, domain: &str) -> Value {
 }
 
 /// What a recorded form changes. The files are the workload's own, so its fixed spelling is enough to find it.
-fn effects(xml: &str, form_id: &str, user_id: &str) -> Option<Effects> {
+fn effects(xml: &str, form_id: &str, user_id: &str, novelty: Novelty) -> Option<Effects> {
     let after = |text: &'_ str, mark: &str, end: char| -> Option<String> {
         Some(text.split_once(mark)?.1.split_once(end)?.0.to_owned())
     };
@@ -261,6 +261,8 @@ fn effects(xml: &str, form_id: &str, user_id: &str) -> Option<Effects> {
         children: cases.collect(),
         items: if kind.is_visit() { xml.matches("<items>").count() } else { 0 },
         visit: if kind.is_visit() { Some((Arc::from(user_id), month()?)) } else { None },
+        changes_month: novelty == Novelty::New && kind.is_visit(),
+        changes_district: novelty == Novelty::New && kind.changes_district(),
     })
 }
 

@@ -27,7 +27,8 @@ impl Novelty {
     }
 }
 
-/// The rows that show a form: each must be there, with a stamp not older than the form's own.
+/// The rows that show a form. A row of a document that the form changed must have a stamp not older than the form's own;
+/// a group has one if the form changed what it counts, and must at least be there otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Effects {
     /// The form.
@@ -40,6 +41,10 @@ pub(crate) struct Effects {
     pub(crate) items: usize,
     /// The worker and month whose group counts the form, for visits.
     pub(crate) visit: Option<(Arc<str>, String)>,
+    /// Whether the form changes that group: new visits do, edits may not.
+    pub(crate) changes_month: bool,
+    /// Whether the form changes the district's group: a new pregnancy, one more visit, a closed case.
+    pub(crate) changes_district: bool,
 }
 
 /// A form to post.

@@ -7,4 +7,14 @@
     reason = "a test ends where its expectation does, also in the functions that tests share"
 )]
 
+mod bad_input;
+#[path = "../kafka/broker.rs"]
+mod broker;
+mod crash;
 mod manifests;
+#[path = "../oracle/oracle.rs"]
+mod oracle;
+mod pipeline;
+mod relay;
+mod server;
+mod workload;

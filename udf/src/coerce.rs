@@ -31,9 +31,8 @@ pub enum DataType {
 
 impl DataType {
     /// Every type.
-    pub const ALL: [Self; 7] = [
-        Self::Date, Self::Datetime, Self::String, Self::Integer, Self::SmallInteger, Self::Decimal, Self::Array,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Date, Self::Datetime, Self::String, Self::Integer, Self::SmallInteger, Self::Decimal, Self::Array];
 
     /// The name in specifications.
     #[must_use]
@@ -211,7 +210,8 @@ pub(crate) fn parse_integer(text: &str) -> Result<Option<i128>, EvalError> {
     if unsigned.bytes().all(|byte| byte.is_ascii_digit()) {
         return text.parse().map(Some).map_err(|_| INTEGER);
     }
-    if !unsigned.starts_with(|c: char| c.is_ascii_digit()) || !unsigned.bytes().all(|b| b.is_ascii_digit() || b == b'_') {
+    if !unsigned.starts_with(|c: char| c.is_ascii_digit()) || !unsigned.bytes().all(|b| b.is_ascii_digit() || b == b'_')
+    {
         return Ok(None);
     }
     match without_underscores(text) {
@@ -249,7 +249,11 @@ pub(crate) fn constant(text: &str) -> Option<Value<'static>> {
     }
     if text.ends_with('Z') {
         let whole = text.split_once('.').is_none_or(|(_, fraction)| fraction.len() == 7);
-        return if whole && bytes.get(10) == Some(&b'T') { date::parse_instant(text).map(Value::Datetime) } else { None };
+        return if whole && bytes.get(10) == Some(&b'T') {
+            date::parse_instant(text).map(Value::Datetime)
+        } else {
+            None
+        };
     }
     if bytes.get(2) == Some(&b':') {
         return date::parse_time(text).map(Value::Time);

@@ -114,13 +114,6 @@ impl<'a, 'r> Context<'a, 'r> {
 
     /// A context of its own for another root, or for none.
     pub(crate) fn inside<'s>(&'s mut self, root: Option<Value<'a>>) -> Context<'a, 's> {
-        Context {
-            root,
-            iteration: 0,
-            stamp: self.stamp,
-            now: self.now,
-            related: &mut *self.related,
-            named: Vec::new(),
-        }
+        Context { root, iteration: 0, stamp: self.stamp, now: self.now, related: &mut *self.related, named: Vec::new() }
     }
 }

@@ -274,9 +274,8 @@ fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> DataSource {
         spec.optional_mapping(key, compiler);
     }
     let kind = kind(spec, compiler);
-    let filter = spec
-        .optional("configured_filter")
-        .map(|json| filter::compile(json, &spec.at("configured_filter"), compiler));
+    let filter =
+        spec.optional("configured_filter").map(|json| filter::compile(json, &spec.at("configured_filter"), compiler));
     let base_items = spec
         .optional_mapping("base_item_expression", compiler)
         .map(|fields| expr::compile_fields(fields, &spec.at("base_item_expression"), compiler));
@@ -328,7 +327,7 @@ fn sql_column(column: &IndicatorColumn) -> Column {
     Column {
         name: names::column_name(&column.id),
         column_type: column.datatype.column_type(),
-        nullable: column.nullable,
+        nullable: !column.is_required(),
     }
 }
 
@@ -350,12 +349,8 @@ fn kind(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> DocKind {
 /// The columns every table has (ucr.md §3.7).
 fn system_columns(repeats: bool) -> Vec<IndicatorColumn> {
     use crate::coerce::DataType;
-    let column = |id: &str, datatype, primary_key| IndicatorColumn {
-        id: id.to_owned(),
-        datatype,
-        nullable: false,
-        primary_key,
-    };
+    let column =
+        |id: &str, datatype, primary_key| IndicatorColumn { id: id.to_owned(), datatype, nullable: false, primary_key };
     let mut columns = vec![column("doc_id", DataType::String, true), column("inserted_at", DataType::Datetime, false)];
     if repeats {
         columns.push(column("repeat_iteration", DataType::Integer, true));

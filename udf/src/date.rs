@@ -46,7 +46,8 @@ pub(crate) const fn month_length(year: i64, month: i64) -> i64 {
 
 /// The day of a date that exists.
 pub(crate) fn day(year: i64, month: i64, day: i64) -> Option<i32> {
-    let exists = (1..=9999).contains(&year) && (1..=12).contains(&month) && (1..=month_length(year, month)).contains(&day);
+    let exists =
+        (1..=9999).contains(&year) && (1..=12).contains(&month) && (1..=month_length(year, month)).contains(&day);
     if exists { i32::try_from(days_from_civil(year, month, day)).ok() } else { None }
 }
 
@@ -96,7 +97,9 @@ fn digits(bytes: &[u8]) -> Option<i64> {
     if bytes.is_empty() || bytes.len() > 9 {
         return None;
     }
-    bytes.iter().try_fold(0, |sum, byte| if byte.is_ascii_digit() { Some(sum * 10 + i64::from(byte - b'0')) } else { None })
+    bytes
+        .iter()
+        .try_fold(0, |sum, byte| if byte.is_ascii_digit() { Some(sum * 10 + i64::from(byte - b'0')) } else { None })
 }
 
 /// `YYYY-MM-DD`, also unpadded (`2020-1-5`), and nothing around it.
@@ -368,7 +371,12 @@ mod tests {
 
     #[test]
     fn durations_read_like_python() {
-        for (micros, text) in [(0, "0:00:00"), (DAY, "1 day, 0:00:00"), (-1, "-1 day, 23:59:59.999999"), (3 * DAY + 36_000_000_000, "3 days, 10:00:00")] {
+        for (micros, text) in [
+            (0, "0:00:00"),
+            (DAY, "1 day, 0:00:00"),
+            (-1, "-1 day, 23:59:59.999999"),
+            (3 * DAY + 36_000_000_000, "3 days, 10:00:00"),
+        ] {
             assert_eq!(show_duration(micros), text);
         }
     }

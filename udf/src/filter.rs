@@ -9,7 +9,10 @@ use serde_json::Value as Json;
 use crate::{
     context::Context,
     error::EvalError,
-    expr::{self, Expr, getters::{PropertyName, PropertyPath}},
+    expr::{
+        self, Expr,
+        getters::{PropertyName, PropertyPath},
+    },
     spec::{Compiler, Spec, join, json_kind},
     value::Value,
 };
@@ -227,7 +230,10 @@ mod tests {
             (on("type", "in", json!(["a", "b"])), Some(vec!["a", "b"])),
             (on("kind", "eq", json!("a")), None),
             (on("type", "not_eq", json!("a")), None),
-            (json!({"type": "and", "filters": [on("x", "eq", json!(1)), on("type", "eq", json!("a"))]}), Some(vec!["a"])),
+            (
+                json!({"type": "and", "filters": [on("x", "eq", json!(1)), on("type", "eq", json!("a"))]}),
+                Some(vec!["a"]),
+            ),
             (json!({"type": "or", "filters": [on("type", "eq", json!("a"))]}), None),
         ] {
             let mut compiler = Compiler::new(Named::default());
@@ -239,7 +245,8 @@ mod tests {
 
     #[test]
     fn an_and_stops_at_the_first_no() {
-        let raises = json!({"type": "boolean_expression", "operator": "in_multi", "expression": 5, "property_value": "a"});
+        let raises =
+            json!({"type": "boolean_expression", "operator": "in_multi", "expression": 5, "property_value": "a"});
         let no = json!({"type": "boolean_expression", "operator": "eq", "expression": 1, "property_value": 2});
         let test = |json: Json| {
             let mut compiler = Compiler::new(Named::default());

@@ -21,10 +21,18 @@ pub struct IndicatorColumn {
     pub id: String,
     /// What its values are converted to.
     pub datatype: DataType,
-    /// False: a null fails the document.
+    /// `is_nullable` of the specification.
     pub nullable: bool,
     /// Part of the table's key.
     pub primary_key: bool,
+}
+
+impl IndicatorColumn {
+    /// True if a null fails the document: it is not nullable, or part of the key.
+    #[must_use]
+    pub fn is_required(&self) -> bool {
+        !self.nullable || self.primary_key
+    }
 }
 
 /// A compiled indicator.
@@ -36,11 +44,21 @@ pub struct Indicator {
 
 #[derive(Debug)]
 enum Body {
-    Expression { expression: Expr, transform: Option<Transform> },
+    Expression {
+        expression: Expr,
+        transform: Option<Transform>,
+    },
     Boolean(Filter),
     Count,
-    ChoiceList { property: Expr, choices: Vec<Value<'static>>, operator: Operator },
-    Ledger { case_id: Expr, reader: LedgerReader },
+    ChoiceList {
+        property: Expr,
+        choices: Vec<Value<'static>>,
+        operator: Operator,
+    },
+    Ledger {
+        case_id: Expr,
+        reader: LedgerReader,
+    },
     InsertedAt,
     RepeatIteration,
     /// Could not be compiled.
@@ -88,7 +106,7 @@ impl Indicator {
     ) -> Result<(), EvalError> {
         let made = self.each(item, context, &mut |column, value| {
             let cell = column.datatype.cell(value).map_err(|error| error.in_column(&column.id))?;
-            if cell == Cell::Null && !column.nullable {
+            if cell == Cell::Null && column.is_required() {
                 return Err(EvalError::raised("null is not allowed").in_column(&column.id));
             }
             cells.push(cell);
@@ -160,9 +178,7 @@ struct LedgerReader {
 impl LedgerReader {
     fn value<'a>(&self, ledgers: &[Doc], product: &str) -> Value<'a> {
         let [section_id, product_code, balance] = &self.names;
-        let is = |ledger: &Value<'_>, name: &Name, wanted: &str| {
-            matches!(ledger.get(name), Some(Value::Text(text)) if *text == *wanted)
-        };
+        let is = |ledger: &Value<'_>, name: &Name, wanted: &str| matches!(ledger.get(name), Some(Value::Text(text)) if *text == *wanted);
         let balance = ledgers
             .iter()
             .map(|ledger| Value::from_doc(ledger.clone()))
@@ -242,8 +258,7 @@ fn plain_column(spec: &Spec<'_>, datatype: DataType, compiler: &mut Compiler<'_>
 fn typed_column(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Vec<IndicatorColumn> {
     let datatype = spec.datatype(compiler).unwrap_or(DataType::String);
     let primary_key = spec.flag("is_primary_key", false, compiler);
-    // A key column cannot be null.
-    let nullable = spec.flag("is_nullable", true, compiler) && !primary_key;
+    let nullable = spec.flag("is_nullable", true, compiler);
     let mut columns = plain_column(spec, datatype, compiler);
     for column in &mut columns {
         (column.nullable, column.primary_key) = (nullable, primary_key);

@@ -147,7 +147,9 @@ impl Step {
                 left.find(item, found);
                 right.find(item, found);
             }
-            Self::Where(left, right) => found.extend(left.all(item).into_iter().filter(|value| !right.all(value).is_empty())),
+            Self::Where(left, right) => {
+                found.extend(left.all(item).into_iter().filter(|value| !right.all(value).is_empty()))
+            }
             Self::Filter(conditions) => {
                 let elements: Vec<Value<'a>> = match item {
                     Value::List(list) => list.iter().collect(),

@@ -253,10 +253,8 @@ impl<'p> Spec<'p> {
         for (i, json) in self.optional_list(key, compiler).iter().enumerate() {
             match json.as_str() {
                 Some(text) => texts.push(text),
-                None => compiler.problem(
-                    &join(&self.at(key), &i.to_string()),
-                    format!("must be text, not {}", json_kind(json)),
-                ),
+                None => compiler
+                    .problem(&join(&self.at(key), &i.to_string()), format!("must be text, not {}", json_kind(json))),
             }
         }
         texts

@@ -45,9 +45,9 @@ enum Custom {
 }
 
 fn person(finders: &[(Relation, &[&str])]) -> Custom {
-    let finders = finders.iter().map(|(relation, names)| {
-        (Finder::new(relation.clone()), names.iter().map(|name| Name::new(name)).collect())
-    });
+    let finders = finders
+        .iter()
+        .map(|(relation, names)| (Finder::new(relation.clone()), names.iter().map(|name| Name::new(name)).collect()));
     Custom::Person { finders: finders.collect() }
 }
 
@@ -141,11 +141,12 @@ fn translation(spec: &Spec<'_>, delimiter: Option<Box<str>>, compiler: &mut Comp
 fn translated(json: &Json) -> Option<&str> {
     let mut languages: Vec<(&str, &str)> = match json {
         Json::String(text) => return Some(text),
-        Json::Object(map) => map.iter().filter_map(|(language, text)| Some((language.as_str(), text.as_str()?))).collect(),
-        Json::Array(pairs) => pairs
-            .iter()
-            .filter_map(|pair| Some((pair.get(0)?.as_str()?, pair.get(1)?.as_str()?)))
-            .collect(),
+        Json::Object(map) => {
+            map.iter().filter_map(|(language, text)| Some((language.as_str(), text.as_str()?))).collect()
+        }
+        Json::Array(pairs) => {
+            pairs.iter().filter_map(|pair| Some((pair.get(0)?.as_str()?, pair.get(1)?.as_str()?))).collect()
+        }
         _ => return None,
     };
     languages.sort_unstable();
@@ -205,7 +206,10 @@ impl Transform {
                     Value::text(parts.join(delimiter))
                 }
                 other => {
-                    return Err(EvalError::raised(format!("only text can be translated in parts, found {}", other.kind())));
+                    return Err(EvalError::raised(format!(
+                        "only text can be translated in parts, found {}",
+                        other.kind()
+                    )));
                 }
             },
             Kind::Prefix(prefix) => Value::text(format!("{prefix}{}", &*value.into_text())),
@@ -323,7 +327,11 @@ mod tests {
             (&number, json!("1.005"), json!("1.00")),
             (&number, json!("n/a"), json!("n/a")),
             (&nested, json!(2), json!("$2.00")),
-            (&json!({"type": "translation", "translations": {"a": {"es": "A-es", "en": "A-en"}}}), json!("a"), json!("A-en")),
+            (
+                &json!({"type": "translation", "translations": {"a": {"es": "A-es", "en": "A-en"}}}),
+                json!("a"),
+                json!("A-en"),
+            ),
             (&json!({"type": "date_format", "format": "%d/%m/%Y"}), json!("2020-02-29"), json!("29/02/2020")),
             (&json!({"type": "custom", "custom_type": "short_decimal_display"}), json!(1.239), json!(1.24)),
             (&json!({"type": "custom", "custom_type": "short_decimal_display"}), json!(2.0), json!(2)),

@@ -189,9 +189,7 @@ impl<'a> Map<'a> {
                 let (first, rest) = names.split_first()?;
                 rest.iter().try_fold(map.get(first.symbol)?, |node, name| node.get(name.symbol)).map(Value::from_node)
             }
-            Self::Doc(doc) => {
-                names.iter().try_fold(doc.root(), |node, name| node.get(name.symbol)).map(Value::copied)
-            }
+            Self::Doc(doc) => names.iter().try_fold(doc.root(), |node, name| node.get(name.symbol)).map(Value::copied),
             Self::Values(_) => {
                 let (first, rest) = names.split_first()?;
                 rest.iter().try_fold(self.get(first)?, |value, name| match value {

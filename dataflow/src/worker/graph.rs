@@ -1,14 +1,14 @@
 //! The operators of a worker's graph, wired to its state.
 
-use std::{collections::BTreeMap, rc::Rc, sync::Arc};
+use std::{collections::BTreeMap, rc::Rc};
 
 use differential_dataflow::{AsCollection, VecCollection};
 use schemas::row::Row;
-use timely::dataflow::{
+use timely::{container::CapacityContainerBuilder, dataflow::{
     Scope, StreamVec,
     channels::pact::{Exchange, Pipeline},
     operators::{Capability, Concat, ConnectLoop, Feedback, OkErr, Operator, vec::Map},
-};
+}};
 use udf::aggregate_view::MAX_JOINS;
 
 use super::{Arrival, RowWalk, State, round_zero, tick_of};
@@ -147,7 +147,7 @@ fn relate<'s>(related: Stream<'s, Related>, demands: Stream<'s, Demand>) -> Stre
 
 /// Row changes in; the tables are written, and aggregate views follow. The stream that leaves carries nothing but the
 /// frontier: when it has passed a tick, every table stands at that tick.
-pub(super) fn aggregation<'s>(rows: Stream<'s, RowChange>, nudged: Stream<'s, ()>, state: &State) -> Stream<'s, ()> {
+pub(super) fn aggregation<'s>(rows: Stream<'s, RowChange>, nudged: Stream<'s, ()>, state: &State) -> Option<Stream<'s, ()>> {
     let (base, index) = tables(rows, nudged, state);
     let aggregates = Rc::clone(&state.aggregates);
     let keyed = index.flat_map(move |(difference, time, diff): (Difference, u64, isize)| {
@@ -163,7 +163,7 @@ pub(super) fn aggregation<'s>(rows: Stream<'s, RowChange>, nudged: Stream<'s, ()
             Reader::Index(_) => None,
         })
         .as_collection();
-    let mut done = Vec::new();
+    let mut done: Option<Stream<'s, Grouped>> = None;
     for level in 0..=MAX_JOINS {
         let aggregates = Rc::clone(&state.aggregates);
         let (joining, finished) = open
@@ -173,8 +173,12 @@ pub(super) fn aggregation<'s>(rows: Stream<'s, RowChange>, nudged: Stream<'s, ()
                 Next::Done => Some(Err(((view, rows), time, diff))),
                 Next::Drop => None,
             })
-            .ok_err(|split: Result<((JoinKey, (ViewNo, Joined)), u64, isize), ((ViewNo, Joined), u64, isize)>| split);
-        done.push(finished);
+            .container::<Vec<Result<_, Grouped>>>()
+            .ok_err(|split| split);
+        done = Some(match done {
+            Some(done) => done.concat(finished),
+            None => finished,
+        });
         if level == MAX_JOINS {
             break;
         }
@@ -183,10 +187,11 @@ pub(super) fn aggregation<'s>(rows: Stream<'s, RowChange>, nudged: Stream<'s, ()
             Some((*view, rows.iter().chain([row]).cloned().collect::<Joined>()))
         });
     }
-    let mut done = done.into_iter();
-    let first = done.next().unwrap_or_else(|| open.inner.clone());
-    groups(done.fold(first, Concat::concat), state)
+    done.map(|joined| groups(joined, state))
 }
+
+/// A joined row of an aggregate view, as a difference.
+type Grouped = ((ViewNo, Joined), u64, isize);
 
 type Differences<'s> = Stream<'s, (Difference, u64, isize)>;
 
@@ -234,17 +239,17 @@ fn tables<'s>(rows: Stream<'s, RowChange>, nudged: Stream<'s, ()>, state: &State
 }
 
 /// Groups joined rows and writes the aggregate views' tables.
-fn groups<'s>(joined: Stream<'s, ((ViewNo, Joined), u64, isize)>, state: &State) -> Stream<'s, ()> {
+fn groups<'s>(joined: Stream<'s, Grouped>, state: &State) -> Stream<'s, ()> {
     let state = state.clone();
     let aggregates = Rc::clone(&state.aggregates);
-    let home = Exchange::new(move |((view, rows), ..): &((ViewNo, Joined), u64, isize)| {
+    let home = Exchange::new(move |((view, rows), ..): &Grouped| {
         use std::hash::{Hash, Hasher};
         let mut hasher = siphasher::sip::SipHasher13::new();
         (view, aggregates.borrow().group(*view, rows)).hash(&mut hasher);
         hasher.finish()
     });
-    joined.unary_frontier(home, "Groups", move |_, _| {
-        let mut ticks: BTreeMap<Tick, (Capability<u64>, Vec<((ViewNo, Joined), u64, isize)>)> = BTreeMap::new();
+    joined.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(home, "Groups", move |_, _| {
+        let mut ticks: BTreeMap<Tick, (Capability<u64>, Vec<Grouped>)> = BTreeMap::new();
         move |(input, frontier), output| {
             input.for_each(|capability, data| {
                 let Some(capability) = capability.retain_least(output.output_index()) else { return };

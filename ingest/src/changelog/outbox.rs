@@ -151,9 +151,8 @@ pub async fn read(
 
 fn sequence(row: &Row, column: usize) -> Result<Option<Sequence>, OutboxError> {
     let number: Option<i64> = row.try_get(column)?;
-    let number = number.map(|number| {
-        u64::try_from(number).map(Sequence).map_err(|error| DatabaseError::damaged("change_log", error))
-    });
+    let number = number
+        .map(|number| u64::try_from(number).map(Sequence).map_err(|error| DatabaseError::damaged("change_log", error)));
     Ok(number.transpose()?)
 }
 
@@ -217,13 +216,7 @@ pub async fn register(
 ///
 /// # Errors
 /// [`OutboxError::Database`].
-pub async fn advance(
-    client: &Client,
-    name: &str,
-    at: Position,
-    now: i64,
-    lease: Duration,
-) -> Result<(), OutboxError> {
+pub async fn advance(client: &Client, name: &str, at: Position, now: i64, lease: Duration) -> Result<(), OutboxError> {
     client
         .execute_typed(
             "UPDATE consumers SET sequence = greatest(sequence, $3), lease_until = $4 WHERE name = $1 AND lane = $2",

@@ -155,12 +155,7 @@ impl Tail {
     }
 }
 
-async fn read(
-    pool: &Pool,
-    lane: LaneId,
-    after: Sequence,
-    limit: usize,
-) -> Result<Vec<ChangeRecord>, OutboxError> {
+async fn read(pool: &Pool, lane: LaneId, after: Sequence, limit: usize) -> Result<Vec<ChangeRecord>, OutboxError> {
     let client = pool.get().await?;
     outbox::read(&client, lane, after, limit).await
 }

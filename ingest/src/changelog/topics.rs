@@ -43,7 +43,7 @@ const UNANNOUNCED: &str = "XFormDeprecated";
 
 /// Why the topics could not be made ready.
 #[derive(Debug, thiserror::Error)]
-pub enum TopicError {
+pub(crate) enum TopicError {
     /// The brokers cannot be asked.
     #[error("could not ask Kafka at {brokers} to make topics: {source}")]
     Unreachable {

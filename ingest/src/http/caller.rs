@@ -48,7 +48,6 @@ pub(super) fn challenge() -> Response {
 ///
 /// # Errors
 /// The response to send: 401 with a challenge, 403, or 503.
-#[expect(clippy::result_large_err, reason = "the error is the response itself, made once per refused request")]
 pub(super) async fn principal(
     state: &HttpState,
     domain: &DomainId,
@@ -72,7 +71,6 @@ pub(super) async fn principal(
 ///
 /// # Errors
 /// The response to send.
-#[expect(clippy::result_large_err, reason = "the error is the response itself, made once per refused request")]
 pub(super) async fn authorized(
     state: &HttpState,
     domain: &str,

@@ -113,17 +113,14 @@ fn with_position(mut response: Response, position: Position) -> Response {
 /// Every problem with its place, so that an editor can show all of them at once.
 fn refused(error: &DefinitionError) -> Response {
     let DefinitionError::Invalid(errors) = error else { return refusal::json_error(error) };
-    let problems: Vec<Value> = errors
-        .problems
-        .iter()
-        .map(|problem| json!({"pointer": problem.pointer, "message": problem.message}))
-        .collect();
+    let problems: Vec<Value> =
+        errors.problems.iter().map(|problem| json!({"pointer": problem.pointer, "message": problem.message})).collect();
     let body = json!({"error": "the definition is not valid", "problems": problems});
     (StatusCode::BAD_REQUEST, Json(body)).into_response()
 }
 
 /// A definition with how its table is doing; `status` is null until the dataflow has seen it.
-fn shown(state: &HttpState, domain: &DomainId, kind: DocKind, definition: Definition) -> Value {
+fn shown(state: &HttpState, domain: &DomainId, kind: DocKind, definition: &Definition) -> Value {
     let snapshot = state.views.snapshot();
     let views = snapshot.domains.get(domain).map(|tables| tables.views.as_slice()).unwrap_or_default();
     let status = views.iter().find(|view| view.id == definition.id && view.kind == kind.name());
@@ -138,7 +135,7 @@ async fn list(state: &HttpState, kind: DocKind, domain: &str, headers: &HeaderMa
     match state.ingest.definitions(&domain, kind).await {
         Ok(definitions) => {
             let objects: Vec<Value> =
-                definitions.into_iter().map(|definition| shown(state, &domain, kind, definition)).collect();
+                definitions.iter().map(|definition| shown(state, &domain, kind, definition)).collect();
             Json(json!({"objects": objects})).into_response()
         }
         Err(error) => refused(&error),
@@ -151,7 +148,7 @@ async fn read(state: &HttpState, kind: DocKind, target: &Target, headers: &Heade
         Err(response) => return response,
     };
     match state.ingest.definitions(&domain, kind).await {
-        Ok(definitions) => match definitions.into_iter().find(|definition| definition.id == target.id) {
+        Ok(definitions) => match definitions.iter().find(|definition| definition.id == target.id) {
             Some(definition) => Json(shown(state, &domain, kind, definition)).into_response(),
             None => refusal::message(StatusCode::NOT_FOUND, "no definition with this id"),
         },

@@ -3,6 +3,8 @@
 //! `POST` makes, `PUT` changes the fields sent; a bulk import does either by id and reports on every row. All of them are
 //! change records of the domain's lane, and the answer carries the position.
 
+use std::pin::pin;
+
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -11,6 +13,7 @@ use axum::{
     routing::post,
 };
 use bytes::Bytes;
+use futures::StreamExt;
 use schemas::{
     change::DocKind,
     id::{DocId, DomainId},
@@ -31,6 +34,8 @@ use crate::{
 
 /// Rows that go into one change record.
 const CHUNK: usize = 200;
+/// Passwords of an import that are hashed at the same time.
+const HASHERS: usize = 4;
 /// Rows in one import.
 const MAX_ROWS: usize = 100_000;
 
@@ -171,8 +176,11 @@ async fn write(
     Ok(receipt)
 }
 
+/// A row of an import, or what is wrong with it.
+type ImportRow = Result<Map<String, Value>, WriteError>;
+
 /// Rows of a JSON array, or of JSON lines.
-fn rows(body: &[u8]) -> Result<Vec<Result<Map<String, Value>, WriteError>>, WriteError> {
+fn rows(body: &[u8]) -> Result<Vec<ImportRow>, WriteError> {
     let invalid = |error: &dyn std::fmt::Display| WriteError::Invalid(error.to_string());
     let text = std::str::from_utf8(body).map_err(|error| invalid(&error))?;
     let row = |value: Value| match value {
@@ -203,11 +211,18 @@ async fn import(state: &HttpState, kind: DocKind, target: &Target, headers: &Hea
     };
     let mut report = Report::default();
     let mut chunk = Vec::new();
-    for (number, row) in (1..).zip(rows) {
-        let made = match row {
-            Ok(fields) => change(kind, Presence::Any, None, fields).await,
-            Err(error) => Err(error),
-        };
+    // Passwords are hashed on other threads; a few at a time keep those busy.
+    let mut changes = pin!(
+        futures::stream::iter((1..).zip(rows))
+            .map(|(number, row)| async move {
+                match row {
+                    Ok(fields) => (number, change(kind, Presence::Any, None, fields).await),
+                    Err(error) => (number, Err(error)),
+                }
+            })
+            .buffered(HASHERS)
+    );
+    while let Some((number, made)) = changes.next().await {
         match made {
             Ok(change) => chunk.push((number, change)),
             Err(error) => report.refused(number, None, &error),

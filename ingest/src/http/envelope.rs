@@ -61,9 +61,7 @@ pub(super) fn stored(receipt: &Receipt, version: Version) -> Response {
         (Outcome::Failed { problem, known: false }, _) => {
             answer(StatusCode::INTERNAL_SERVER_ERROR, "submit_error", problem)
         }
-        (Outcome::Broken { problem }, _) => {
-            unacceptable(&format!("There was an error processing the form: {problem}"))
-        }
+        (Outcome::Broken { problem }, _) => unacceptable(&format!("There was an error processing the form: {problem}")),
     };
     let headers = response.headers_mut();
     if let Ok(position) = HeaderValue::from_str(&receipt.position.to_string()) {

@@ -1,7 +1,8 @@
 //! The submission endpoints that devices post to (forms-and-cases.md §1-§5).
 //!
 //! In: a POST, raw or multipart, gzipped or not. Out: an OpenRosa answer once the form is durable.
-//! Device logs are accepted and dropped (§12.7 allows a deployment to). Demo mode and digest authentication are not offered.
+//! Device logs are accepted and dropped (§12.7 allows a deployment to). Not offered: demo mode (`submit_mode=demo` and the
+//! rules of §2.1), digest and token authentication; such requests are challenged like any without credentials.
 
 mod request;
 
@@ -36,7 +37,7 @@ use crate::{
     submit::{Attachment, Content, Envelope, Submission},
     xform::{self, ParseError, ParseLimits, ParsedForm},
 };
-use request::{File, Parts};
+use request::File;
 
 /// Bodies above this are parsed away from the threads that serve requests.
 const LARGE: usize = 128 * 1024;
@@ -95,7 +96,8 @@ async fn receive(
     let received_on = state.ingest.clock.now_micros();
     let unknown = || Box::new(envelope::refused(&WriteError::UnknownDomain(target.domain.clone())));
     let domain = DomainId::new(&target.domain).map_err(|_| unknown())?;
-    let settings = state.ingest.domains.find(&domain).await.map_err(|error| Box::new(envelope::refused(&error.into())))?;
+    let settings =
+        state.ingest.domains.find(&domain).await.map_err(|error| Box::new(envelope::refused(&error.into())))?;
     let settings = settings.ok_or_else(unknown)?;
     if let Some(kind) = &options.authtype
         && !["basic", "digest", "noauth", "api_key", "oauth2"].contains(&kind.as_str())
@@ -113,8 +115,8 @@ async fn receive(
     let parts = request::read(request, &state.ingest.config).await?;
 
     let version = version(&headers);
-    let parsed = parse(parts.form.clone(), &state.ingest.config).await;
-    let content = match parsed {
+    let read = read(parts.form, &state.ingest.config).await?;
+    let content = match read.parsed {
         Ok(form) if form.is_device_log => return Ok(envelope::dropped()),
         Ok(form) => Content::Form(form),
         Err(ParseError::TooLarge { .. }) => return Err(too_large(&state.ingest.config)),
@@ -130,7 +132,16 @@ async fn receive(
         submit_ip: address,
         author: caller.map(|caller| caller.user_id.as_str().to_owned()),
     };
-    let submission = submission(&state, domain, content, parts, envelope).await?;
+    let attachments = attachments(&state, &domain, parts.files).await?;
+    let submission = Submission {
+        domain,
+        content,
+        xml_md5: read.md5,
+        xml_key: Uuid::new_v4(),
+        xml_zstd: read.zstd,
+        envelope,
+        attachments,
+    };
     match state.ingest.lanes.submit(settings.lane, submission).await {
         Ok(receipt) => Ok(envelope::stored(&receipt, version)),
         Err(error) => Ok(envelope::refused(&error)),
@@ -138,7 +149,10 @@ async fn receive(
 }
 
 fn too_large(config: &IngestConfig) -> Refusal {
-    refuse(StatusCode::PAYLOAD_TOO_LARGE, format!("Form exceeds {}MB size limit", config.max_form_bytes / (1024 * 1024)))
+    refuse(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("Form exceeds {}MB size limit", config.max_form_bytes / (1024 * 1024)),
+    )
 }
 
 fn random_form_id() -> Result<FormId, Refusal> {
@@ -146,37 +160,42 @@ fn random_form_id() -> Result<FormId, Refusal> {
         .map_err(|_| refuse(StatusCode::INTERNAL_SERVER_ERROR, "could not make a form id"))
 }
 
-async fn parse(body: Bytes, config: &IngestConfig) -> Result<Box<ParsedForm>, ParseError> {
-    let limits = ParseLimits { max_bytes: config.max_form_bytes, ..ParseLimits::default() };
-    let large = body.len() > LARGE;
-    let work = move || xform::parse(&body, &limits, &|| Uuid::new_v4().to_string()).map(Box::new);
-    if !large {
-        return work();
-    }
-    let failed = |_| ParseError::NotXml { message: "the parser stopped".to_owned(), position: 0 };
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
+/// A form's bytes, parsed, hashed and compressed.
+struct Read {
+    parsed: Result<Box<ParsedForm>, ParseError>,
+    md5: [u8; 16],
+    zstd: Vec<u8>,
 }
 
-/// Compresses the bytes and puts large attachments where the commit does not carry them.
-async fn submission(
-    state: &HttpState,
-    domain: DomainId,
-    content: Content,
-    parts: Parts,
-    envelope: Envelope,
-) -> Result<Submission, Refusal> {
-    let fault = |error: std::io::Error| {
-        tracing::error!(%error, "a submission could not be compressed");
-        Box::new(envelope::refused(&WriteError::Internal))
+async fn read(body: Bytes, config: &IngestConfig) -> Result<Read, Refusal> {
+    let limits = ParseLimits { max_bytes: config.max_form_bytes, ..ParseLimits::default() };
+    let large = body.len() > LARGE;
+    let work = move || {
+        let parsed = xform::parse(&body, &limits, &|| Uuid::new_v4().to_string()).map(Box::new);
+        Ok(Read { parsed, md5: Md5::digest(&body).into(), zstd: compress::pack(&body)? })
     };
-    let mut attachments = Vec::with_capacity(parts.files.len());
-    for file in parts.files {
-        let File { name, content_type, bytes } = file;
+    let done = if large {
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|stopped| Err(std::io::Error::other(stopped)))
+    } else {
+        work()
+    };
+    done.map_err(|error| internal(&error))
+}
+
+fn internal(error: &std::io::Error) -> Refusal {
+    tracing::error!(%error, "a submission could not be read or compressed");
+    Box::new(envelope::refused(&WriteError::Internal))
+}
+
+/// Compresses small attachments for the commit, and puts large ones into the object store.
+async fn attachments(state: &HttpState, domain: &DomainId, files: Vec<File>) -> Result<Vec<Attachment>, Refusal> {
+    let mut attachments = Vec::with_capacity(files.len());
+    for File { name, content_type, bytes } in files {
         let (key, length) = (Uuid::new_v4(), bytes.len());
         let inline_zstd = if length <= state.ingest.config.inline_attachment_bytes {
-            Some(compress::pack(&bytes).map_err(fault)?)
+            Some(compress::pack(&bytes).map_err(|error| internal(&error))?)
         } else {
-            state.ingest.blobs.put_attachment(&domain, key, bytes).await.map_err(|error| {
+            state.ingest.blobs.put_attachment(domain, key, bytes).await.map_err(|error| {
                 tracing::warn!(%error, "an attachment could not be stored");
                 Box::new(envelope::refused(&WriteError::Unavailable))
             })?;
@@ -184,15 +203,7 @@ async fn submission(
         };
         attachments.push(Attachment { name, content_type, length, key, inline_zstd });
     }
-    Ok(Submission {
-        domain,
-        content,
-        xml_md5: Md5::digest(&parts.form).into(),
-        xml_key: Uuid::new_v4(),
-        xml_zstd: compress::pack(&parts.form).map_err(fault)?,
-        envelope,
-        attachments,
-    })
+    Ok(attachments)
 }
 
 fn text_header(headers: &HeaderMap, name: &str) -> Option<String> {
@@ -233,7 +244,8 @@ fn openrosa_headers(headers: &HeaderMap) -> Value {
         ("date", "HTTP_DATE"),
         ("accept-language", "HTTP_ACCEPT_LANGUAGE"),
     ];
-    let values = kept.into_iter().filter_map(|(name, kept)| Some((kept.to_owned(), text_header(headers, name)?.into())));
+    let values =
+        kept.into_iter().filter_map(|(name, kept)| Some((kept.to_owned(), text_header(headers, name)?.into())));
     Value::Object(values.collect::<Map<_, _>>())
 }
 

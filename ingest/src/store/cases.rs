@@ -37,8 +37,7 @@ pub(crate) const SELECT_TARGETS: &str = "SELECT id, domain FROM cases WHERE id =
      UNION SELECT c.id, c.domain FROM case_indices i JOIN cases c ON c.id = i.referenced_id WHERE i.case_id = ANY($2)";
 
 /// Transactions of cases with the state of their forms, in the order they were written.
-pub(crate) const SELECT_TRANSACTIONS: &str =
-    "SELECT t.case_id, t.form_id, t.type, t.server_date, t.client_date, t.sync_log_id, t.revoked, f.state, t.blocks \
+pub(crate) const SELECT_TRANSACTIONS: &str = "SELECT t.case_id, t.form_id, t.type, t.server_date, t.client_date, t.sync_log_id, t.revoked, f.state, t.blocks \
      FROM case_transactions t LEFT JOIN forms f ON f.id = t.form_id WHERE t.case_id = ANY($1) \
      ORDER BY t.case_id, t.server_date, t.written";
 
@@ -154,9 +153,7 @@ impl Read {
             return Ok(HashMap::new());
         }
         let rows = client.query(&self.targets, &[&ids, &referring]).await?;
-        rows.iter()
-            .map(|row| Ok((case_id(row, 0)?, DomainId::new(row.try_get(1)?).map_err(damaged)?)))
-            .collect()
+        rows.iter().map(|row| Ok((case_id(row, 0)?, DomainId::new(row.try_get(1)?).map_err(damaged)?))).collect()
     }
 }
 

@@ -33,7 +33,10 @@ pub(crate) fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
 /// # Errors
 /// If they are damaged.
 pub(crate) fn unpack(packed: &[u8]) -> io::Result<Vec<u8>> {
-    let size = zstd::bulk::Decompressor::upper_bound(packed)
+    // Written in one go, so the frame says its size.
+    let size = zstd::zstd_safe::get_frame_content_size(packed).ok().flatten();
+    let size = size
+        .and_then(|size| usize::try_from(size).ok())
         .filter(|size| *size <= LIMIT)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "compressed bytes are damaged"))?;
     zstd::bulk::decompress(packed, size)

@@ -7,12 +7,12 @@ pub(crate) const fn select(kind: DocKind) -> Option<&'static str> {
     match kind {
         DocKind::User => Some("SELECT id, document FROM users WHERE domain = $1 AND id = ANY($2)"),
         DocKind::Location => Some("SELECT id, document FROM locations WHERE domain = $1 AND id = ANY($2)"),
-        DocKind::DataSource => Some(
-            "SELECT id, document FROM definitions WHERE domain = $1 AND id = ANY($2) AND kind = 'data_source'",
-        ),
-        DocKind::AggregateView => Some(
-            "SELECT id, document FROM definitions WHERE domain = $1 AND id = ANY($2) AND kind = 'aggregate_view'",
-        ),
+        DocKind::DataSource => {
+            Some("SELECT id, document FROM definitions WHERE domain = $1 AND id = ANY($2) AND kind = 'data_source'")
+        }
+        DocKind::AggregateView => {
+            Some("SELECT id, document FROM definitions WHERE domain = $1 AND id = ANY($2) AND kind = 'aggregate_view'")
+        }
         DocKind::Form | DocKind::Case => None,
     }
 }

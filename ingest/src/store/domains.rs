@@ -25,9 +25,8 @@ pub(crate) async fn find(client: &Client, name: &DomainId) -> Result<Option<Doma
             &[(&name.as_str(), Type::TEXT)],
         )
         .await?;
-    let domain = row.map(|row| {
-        Ok(Domain { lane: LaneId::from_i32(row.try_get(0)?), secure_submissions: row.try_get(1)? })
-    });
+    let domain =
+        row.map(|row| Ok(Domain { lane: LaneId::from_i32(row.try_get(0)?), secure_submissions: row.try_get(1)? }));
     domain.transpose()
 }
 

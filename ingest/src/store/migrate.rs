@@ -20,10 +20,7 @@ pub(crate) async fn migrate(client: &Client) -> Result<(), StartError> {
 }
 
 async fn migrate_locked(client: &Client) -> Result<(), StartError> {
-    let present: bool = client
-        .query_one("SELECT to_regclass('schema_migrations') IS NOT NULL", &[])
-        .await?
-        .get(0);
+    let present: bool = client.query_one("SELECT to_regclass('schema_migrations') IS NOT NULL", &[]).await?.get(0);
     let at: i32 = if present {
         client.query_one("SELECT coalesce(max(number), 0) FROM schema_migrations", &[]).await?.get(0)
     } else {

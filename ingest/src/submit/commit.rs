@@ -227,8 +227,7 @@ pub(crate) async fn commit(
     let world = &*world;
     let prepared = Prepared::of(world, &drafts)?;
     let take = connection.statement(lane::TAKE).await?;
-    let first =
-        take_numbers(connection, &take, ticket.lane, drafts.len(), world.changes.documents, ticket.now).await?;
+    let first = take_numbers(connection, &take, ticket.lane, drafts.len(), world.changes.documents, ticket.now).await?;
     let records = numbered(drafts, first);
 
     let mut rows = Vec::with_capacity(16);

@@ -31,10 +31,7 @@ pub(crate) fn worker_login(name: &str, domain: &DomainId) -> String {
 }
 
 /// Applies the changes of one request. Returns what became of each, and the index of its record if any was accepted.
-pub(crate) fn apply(
-    world: &mut World,
-    write: &DirectoryWrite,
-) -> (Vec<Result<Written, WriteError>>, Option<usize>) {
+pub(crate) fn apply(world: &mut World, write: &DirectoryWrite) -> (Vec<Result<Written, WriteError>>, Option<usize>) {
     let mut draft = world.record(&write.domain);
     let results = write.changes.iter().map(|change| apply_one(world, &mut draft, &write.domain, change)).collect();
     let record = (draft.len() > 0).then(|| world.close_record(draft));
@@ -177,7 +174,9 @@ fn location(
     fields: &Map<String, Value>,
 ) -> Result<Map<String, Value>, WriteError> {
     let mut sent = fields.clone();
-    for (other, name) in [("parent", "parent_id"), ("parent_location_id", "parent_id"), ("location_type_code", "location_type")] {
+    for (other, name) in
+        [("parent", "parent_id"), ("parent_location_id", "parent_id"), ("location_type_code", "location_type")]
+    {
         if let Some(value) = sent.shift_remove(other) {
             sent.entry(name).or_insert(value);
         }
@@ -286,7 +285,8 @@ pub(crate) fn needed(write: &DirectoryWrite) -> HashMap<DocKind, Vec<DocId>> {
         let ids = needed.entry(change.kind).or_default();
         ids.push(change.id.clone());
         if let (DocKind::Location, Action::Merge { fields, .. }) = (change.kind, &change.action) {
-            let parents = ["parent_id", "parent_location_id", "parent"].iter().filter_map(|name| fields.get(*name)?.as_str());
+            let parents =
+                ["parent_id", "parent_location_id", "parent"].iter().filter_map(|name| fields.get(*name)?.as_str());
             let last = |uri: &str| uri.trim_end_matches('/').rsplit('/').next().map(str::to_owned);
             for parent in parents {
                 ids.extend(DocId::new(parent).ok());
@@ -326,7 +326,12 @@ mod tests {
                     json!({"name": "District", "location_type": "/a/demo/api/v0.5/location_type/district/", "parent": "/a/demo/api/v0.5/location/s/"}),
                     Presence::New,
                 ),
-                change(DocKind::User, "u", json!({"username": "asha", "primary_location": "d", "password": "x"}), Presence::New),
+                change(
+                    DocKind::User,
+                    "u",
+                    json!({"username": "asha", "primary_location": "d", "password": "x"}),
+                    Presence::New,
+                ),
                 change(DocKind::User, "u", json!({"last_name": "Devi"}), Presence::Existing),
             ],
         );

@@ -140,8 +140,7 @@ pub(super) fn retry(
     now: i64,
 ) -> Result<Outcome, DatabaseError> {
     let old = stored(world, &form.form_id)?;
-    let fate =
-        Fate { server_modified_on: now, ..Fate::new(form.form_id.clone(), FormState::Normal, old.received_on) };
+    let fate = Fate { server_modified_on: now, ..Fate::new(form.form_id.clone(), FormState::Normal, old.received_on) };
     let details = json!({"reason": "form processed again", "form_id": form.form_id}).to_string();
     match replace(world, submission, form, old.received_on, &[], now) {
         Ok(replaced) => {

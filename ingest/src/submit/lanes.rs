@@ -12,7 +12,8 @@ use super::{
     writer::{Shared, Writer},
 };
 use crate::{
-    changelog::handover::Handover, config::IngestConfig, error::WriteError, metrics::IngestMetrics, store::pool::Address,
+    changelog::handover::Handover, config::IngestConfig, error::WriteError, metrics::IngestMetrics,
+    store::pool::Address,
 };
 
 /// The queues of all lanes of this process.

@@ -98,11 +98,7 @@ pub(crate) enum Loaded {
 ///
 /// # Errors
 /// [`DatabaseError`]; the transaction may be left open and failed.
-pub(crate) async fn load(
-    connection: &mut Connection,
-    jobs: &[Job],
-    wanted: &Wanted,
-) -> Result<Loaded, DatabaseError> {
+pub(crate) async fn load(connection: &mut Connection, jobs: &[Job], wanted: &Wanted) -> Result<Loaded, DatabaseError> {
     let lock = connection.statement(lock::TAKE).await?;
     let select_forms = connection.statement(forms::SELECT).await?;
     let read = cases::Read {
@@ -189,8 +185,7 @@ async fn load_history(
     read: &cases::Read,
     world: &mut World,
 ) -> Result<Option<BTreeSet<CaseId>>, DatabaseError> {
-    let missing: BTreeSet<CaseId> =
-        history.cases.iter().filter(|id| !wanted.locks.holds_case(id)).cloned().collect();
+    let missing: BTreeSet<CaseId> = history.cases.iter().filter(|id| !wanted.locks.holds_case(id)).cloned().collect();
     if !missing.is_empty() {
         let attempt = connection.statement(lock::TRY).await?;
         let granted = connection.query(&attempt, &[&LockSet::case_keys(missing.iter())]).await?;
@@ -228,11 +223,7 @@ async fn load_history(
 }
 
 /// Loads the documents that directory writes change or refer to, and the accounts whose names or ids they claim.
-async fn load_directory(
-    connection: &mut Connection,
-    jobs: &[Job],
-    world: &mut World,
-) -> Result<(), DatabaseError> {
+async fn load_directory(connection: &mut Connection, jobs: &[Job], world: &mut World) -> Result<(), DatabaseError> {
     let mut ids: BTreeMap<(DomainId, &'static str), (DocKind, Vec<DocId>)> = BTreeMap::new();
     let mut names: BTreeSet<String> = BTreeSet::new();
     let mut accounts: BTreeSet<String> = BTreeSet::new();

@@ -132,12 +132,7 @@ fn broken(world: &mut World, submission: &Submission, id: &FormId, problem: &str
     Ok(finish(world, draft, (id.clone(), Outcome::Broken { problem: problem.to_owned() })))
 }
 
-fn apply_new(
-    world: &mut World,
-    submission: &Submission,
-    form: &ParsedForm,
-    id: FormId,
-) -> Result<Done, DatabaseError> {
+fn apply_new(world: &mut World, submission: &Submission, form: &ParsedForm, id: FormId) -> Result<Done, DatabaseError> {
     let mut draft = world.record(&submission.domain);
     let done = apply_into(world, &mut draft, submission, form, id)?;
     Ok(finish(world, draft, done))
@@ -152,15 +147,13 @@ fn apply_into(
     id: FormId,
 ) -> Result<(FormId, Outcome), DatabaseError> {
     let received_on = submission.envelope.received_on;
-    let context = FormContext {
-        form_id: &id,
-        domain: &submission.domain,
-        received_on,
-        server_modified_on: received_on,
-    };
+    let context =
+        FormContext { form_id: &id, domain: &submission.domain, received_on, server_modified_on: received_on };
     let (states, touches) = match applied(world, form, &context) {
         Ok(applied) => applied,
-        Err(error) => return failed(world, draft, submission, form, Fate::new(id, FormState::Error, received_on), &error),
+        Err(error) => {
+            return failed(world, draft, submission, form, Fate::new(id, FormState::Error, received_on), &error);
+        }
     };
     let case_ids = touches.iter().map(|touch| touch.case_id.clone()).collect();
     let fate = Fate { case_ids, ..Fate::new(id.clone(), FormState::Normal, received_on) };

@@ -290,13 +290,8 @@ impl World {
     pub(crate) fn put_case(&mut self, draft: &mut RecordDraft, case: CaseState) -> Result<(), DatabaseError> {
         let body = case_document(&case, None).map_err(|error| DatabaseError::damaged("cases", error))?;
         let id = case.case_id.clone();
-        let place = draft.push(
-            DocKind::Case,
-            DocId::from(&id),
-            case_doc_type(case.deleted),
-            Some(&case.case_type),
-            Some(body),
-        );
+        let place =
+            draft.push(DocKind::Case, DocId::from(&id), case_doc_type(case.deleted), Some(&case.case_type), Some(body));
         self.changes.cases.insert(id.clone(), place);
         self.cases.insert(id, case);
         Ok(())

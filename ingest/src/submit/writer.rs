@@ -174,28 +174,25 @@ impl Writer {
         .increment(1);
     }
 
-    /// Locks, loads, applies, writes and commits. A connection that is lost before the commit is replaced once.
+    /// Locks, loads, applies, writes and commits. After a connection was lost it is done once more on a new one; by then it
+    /// is known that nothing was committed.
     async fn store(&mut self, jobs: &[Job]) -> Result<Committed, DatabaseError> {
-        let fresh = self.connection.as_ref().is_none_or(|connection| connection.is_closed());
-        match self.attempt(jobs).await {
-            Err(DatabaseError::Unavailable(problem)) if !fresh => {
+        let connection = self.connect().await?;
+        match self.attempt(connection, jobs).await {
+            Err(DatabaseError::Unavailable(problem)) => {
                 tracing::info!(problem, "the connection to Postgres was lost, trying again");
-                self.attempt(jobs).await
+                let connection = self.connect().await?;
+                self.attempt(connection, jobs).await
             }
             result => result,
         }
     }
 
-    async fn attempt(&mut self, jobs: &[Job]) -> Result<Committed, DatabaseError> {
-        let mut connection = self.connect().await?;
+    async fn attempt(&mut self, mut connection: Connection, jobs: &[Job]) -> Result<Committed, DatabaseError> {
         let result = self.transact(&mut connection, jobs).await;
-        if result.is_err() && !connection.is_closed() {
-            // Whatever state the transaction is in; if this fails the connection is not used again.
-            if connection.batch_execute("ROLLBACK").await.is_err() {
-                return result;
-            }
-        }
-        if !connection.is_closed() {
+        // After a failure the transaction may be open; a connection that cannot roll it back is not used again.
+        let usable = !connection.is_closed() && (result.is_ok() || connection.batch_execute("ROLLBACK").await.is_ok());
+        if usable {
             self.connection = Some(connection);
         }
         result
@@ -291,11 +288,8 @@ impl Writer {
                 connection.batch_execute("BEGIN").await?;
                 connection.query(&lock, &[&keys, &shared]).await?;
                 // The counter's lock as well: a group without locks of its own is held by nothing else.
-                connection
-                    .query("SELECT 1 FROM lanes WHERE lane = $1 FOR UPDATE", &[&ticket.lane.to_i32()])
-                    .await?;
-                let row =
-                    connection.query_one(&committed, &[&ticket.lane.to_i32(), &sequence, &ticket.token]).await?;
+                connection.query("SELECT 1 FROM lanes WHERE lane = $1 FOR UPDATE", &[&ticket.lane.to_i32()]).await?;
+                let row = connection.query_one(&committed, &[&ticket.lane.to_i32(), &sequence, &ticket.token]).await?;
                 Ok::<bool, DatabaseError>(row.try_get(0)?)
             };
             match asked.await {

@@ -71,7 +71,10 @@ async fn credentials_are_of_a_domain_and_forgotten_when_the_account_changes() {
     assert!(auth.authenticate(&demo(), &with("guess")).await.is_err());
     let wrong_name = Credentials::ApiKey { username: "someone".to_owned(), key: Secret(key.clone()) };
     assert!(auth.authenticate(&demo(), &wrong_name).await.is_err());
-    assert_eq!(post_as(&service, Some(format!("ApiKey admin@demo:{key}")), "/a/demo/receiver/secure/").await, StatusCode::CREATED);
+    assert_eq!(
+        post_as(&service, Some(format!("ApiKey admin@demo:{key}")), "/a/demo/receiver/secure/").await,
+        StatusCode::CREATED
+    );
     let stored: Vec<u8> = client.query_one("SELECT key_hash FROM api_keys", &[]).await.unwrap().get(0);
     assert!(!String::from_utf8_lossy(&stored).contains(&key));
 }
@@ -120,8 +123,10 @@ async fn an_import_reports_every_row_and_updates_what_exists() {
     assert_eq!((&report["created"], &report["failed"]), (&2.into(), &2.into()), "{report}");
     assert_eq!(documents(&service.record(answer.position()).await, DocKind::Location).len(), 2);
     let users: Vec<_> = (0..450)
-        .map(|n| json!({"_id": format!("u{n}"), "domain": "demo", "doc_type": "CommCareUser", "username": format!("w{n}"),
-            "location_id": "d", "is_active": true}))
+        .map(|n| {
+            json!({"_id": format!("u{n}"), "domain": "demo", "doc_type": "CommCareUser", "username": format!("w{n}"),
+            "location_id": "d", "is_active": true})
+        })
         .collect();
     let first = service.call("POST", "/a/demo/import/users/", json!(users).to_string()).await.json();
     assert_eq!((&first["created"], &first["updated"], &first["failed"]), (&450.into(), &0.into(), &0.into()));

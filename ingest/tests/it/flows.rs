@@ -145,7 +145,8 @@ async fn a_taken_id_is_stored_under_a_fresh_one() {
 #[tokio::test]
 async fn an_error_form_is_kept_and_a_second_try_applies_it() {
     let service = start().await;
-    let child = form("f1", "1", &case("kid", &format!("{}<index><mother case_type=\"m\">mum</mother></index>", create("R"))));
+    let child =
+        form("f1", "1", &case("kid", &format!("{}<index><mother case_type=\"m\">mum</mother></index>", create("R"))));
     let failed = service.stored(&child).await;
     assert!(failed.body.contains("submit_error") && failed.body.contains("InvalidCaseIndex"));
     let record = service.record(failed.position()).await;
@@ -194,7 +195,8 @@ async fn what_is_not_a_form_is_kept_as_a_log_and_answered_422() {
     assert_eq!(documents(&record, DocKind::Form)[0].1, "SubmissionErrorLog");
     let nameless = service.post("<data><a/></data>").await;
     assert!(nameless.body.contains("Form is missing a required field: XMLNS"), "{nameless:?}");
-    let log = service.post("<device_report xmlns=\"http://code.javarosa.org/devicereport\"><log/></device_report>").await;
+    let log =
+        service.post("<device_report xmlns=\"http://code.javarosa.org/devicereport\"><log/></device_report>").await;
     assert_eq!(log.status, StatusCode::CREATED);
     assert!(!log.headers.contains_key("x-millrace-position"), "device logs are dropped");
     assert_eq!(service.records(Frontier::default(), 2).await.len(), 2);

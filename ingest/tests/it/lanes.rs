@@ -42,7 +42,8 @@ async fn a_tail_never_skips_a_writer_that_commits_late() {
     });
     let mut tail = service.ingest.bootstrap().changes(Frontier::default()).await.unwrap();
     // Writers are at the counter now; whatever a reader sees meanwhile, it is not a later record.
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     until(|| async { service.number(waiting).await > 0 }).await;
     for _ in 0..3 {
         assert!(matches!(tail.next().await.unwrap(), SourceEvent::Idle));
@@ -65,7 +66,11 @@ async fn many_writers_of_two_processes_are_seen_dense_and_in_order() {
     let store = std::sync::Arc::new(object_store::memory::InMemory::new());
     let clock = std::sync::Arc::new(schemas::port::SystemClock);
     let other = ingest::Ingest::open(config, store, clock).await.unwrap();
-    let second = crate::service::Service { ingest: other.clone(), routes: other.routes(crate::service::no_views()), ..service.clone() };
+    let second = crate::service::Service {
+        ingest: other.clone(),
+        routes: other.routes(crate::service::no_views()),
+        ..service.clone()
+    };
     let reader = tokio::spawn({
         let service = service.clone();
         async move { service.records(Frontier::default(), 400).await }
@@ -83,9 +88,14 @@ async fn many_writers_of_two_processes_are_seen_dense_and_in_order() {
     let records = reader.await.unwrap();
     let seen: Vec<u64> = records.iter().map(|record| record.position.sequence.0).collect();
     assert_eq!(seen, positions);
-    let stamps: Vec<i64> = records.iter().flat_map(|record| &record.documents).map(|document| document.stamp.0).collect();
+    let stamps: Vec<i64> =
+        records.iter().flat_map(|record| &record.documents).map(|document| document.stamp.0).collect();
     assert!(stamps.is_sorted_by(|a, b| a < b), "stamps are unique and increasing");
-    assert_eq!(service.number("SELECT count(*) FROM case_transactions").await, 400, "no update of a shared case is lost");
+    assert_eq!(
+        service.number("SELECT count(*) FROM case_transactions").await,
+        400,
+        "no update of a shared case is lost"
+    );
 }
 
 #[tokio::test]
@@ -130,7 +140,8 @@ async fn what_the_database_refuses_fails_alone_and_wholly() {
 #[tokio::test]
 async fn a_full_queue_is_answered_429() {
     let database_url = postgres::database().await;
-    let config = IngestConfig { database_url, queue: 2, max_group: 1, connections_per_lane: 1, ..IngestConfig::default() };
+    let config =
+        IngestConfig { database_url, queue: 2, max_group: 1, connections_per_lane: 1, ..IngestConfig::default() };
     let service = start_with(config).await;
     let blocker = service.client().await;
     blocker.batch_execute("BEGIN; SELECT * FROM lanes FOR UPDATE").await.unwrap();

@@ -142,14 +142,16 @@ async fn a_commit_of_unknown_outcome_is_found_out() {
         expected += 1;
         proxy.cut.store(cut, Ordering::SeqCst);
         let id = format!("f{expected}");
-        let posted = service.post(&form(&id, "1", &case(&format!("c{expected}"), &create("X"))));
-        let answer = tokio::time::timeout(DEADLINE, posted).await.unwrap();
+        let xml = form(&id, "1", &case(&format!("c{expected}"), &create("X")));
+        let answer = tokio::time::timeout(DEADLINE, service.post(&xml)).await.unwrap();
         assert_eq!(answer.status, StatusCode::CREATED, "{cut} {answer:?}");
         assert_eq!((answer.form_id(), answer.position().sequence.0), (id.as_str(), expected));
         assert!(answer.body.contains("submit_success"), "stored once, so no duplicate: {answer:?}");
         assert_eq!(proxy.cut.load(Ordering::SeqCst), NOT, "the connection was cut where it should be");
     }
-    for sql in ["SELECT count(*) FROM forms", "SELECT count(*) FROM change_log", "SELECT count(*) FROM case_transactions"] {
+    for sql in
+        ["SELECT count(*) FROM forms", "SELECT count(*) FROM change_log", "SELECT count(*) FROM case_transactions"]
+    {
         assert_eq!(service.number(sql).await, 5, "{sql}");
     }
     let seen = service.records(Frontier::default(), 5).await;

@@ -23,17 +23,14 @@ fn multipart(parts: &[(&str, Option<&str>, &str)]) -> String {
     let mut body = String::new();
     for (name, file, content) in parts {
         let file = file.map(|file| format!("; filename=\"{file}\"")).unwrap_or_default();
-        body.push_str(&format!(
-            "--edge\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n{content}\r\n"
-        ));
+        body.push_str(&format!("--edge\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n{content}\r\n"));
     }
     body.push_str("--edge--\r\n");
     body
 }
 
 fn gzip(text: &str) -> Vec<u8> {
-    let mut child =
-        Command::new("gzip").arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new("gzip").arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let text = text.to_owned();
     let writing = std::thread::spawn(move || input.write_all(text.as_bytes()).unwrap());
@@ -88,7 +85,8 @@ async fn parts_are_checked_as_the_contract_says() {
 #[tokio::test]
 async fn bodies_may_be_gzipped_and_limits_count_what_comes_out() {
     let database_url = postgres::database().await;
-    let config = IngestConfig { database_url, max_form_bytes: 20_000, max_request_bytes: 50_000, ..IngestConfig::default() };
+    let config =
+        IngestConfig { database_url, max_form_bytes: 20_000, max_request_bytes: 50_000, ..IngestConfig::default() };
     let service = start_with(config).await;
     let send = async |id: &str, padding: usize, zipped: bool| {
         let xml = form(id, &"a".repeat(padding), "");

@@ -207,7 +207,7 @@ pub(crate) fn update(name: &str, value: &str) -> String {
 }
 
 /// Waits until `done` says so.
-pub(crate) async fn until<F: Future<Output = bool>>(mut done: impl FnMut() -> F) {
+pub(crate) async fn until(mut done: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     while !done().await {
         assert!(tokio::time::Instant::now() < deadline, "the condition did not come true in time");

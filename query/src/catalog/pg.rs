@@ -67,7 +67,7 @@ impl CatalogInfo for DomainCatalog {
         if !self.mine(catalog) {
             return Ok(None);
         }
-        Ok(self.scope().table(schema, table).map(|found| found.provider.schema()))
+        Ok(self.scope().table(schema, table).map(|table| table.schema()))
     }
 
     async fn table_type(&self, catalog: &str, schema: &str, table: &str) -> Result<Option<TableType>> {

@@ -69,7 +69,7 @@ impl SchemaProvider for SnapshotSchema {
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
-        Ok(self.scope.table(&self.schema, name).map(|found| found.provider))
+        Ok(self.scope.table(&self.schema, name))
     }
 
     async fn table_type(&self, _name: &str) -> Result<Option<TableType>> {

@@ -165,7 +165,7 @@ fn exchange_tables(plan: &LogicalPlan, scope: &Arc<Scope>) -> Result<Option<Logi
     let mut fits = true;
     let exchanged = plan.clone().transform_down_with_subqueries(|node| {
         let LogicalPlan::TableScan(scan) = node else { return Ok(Transformed::no(node)) };
-        let found = scope.find(&scan.table_name).ok().map(|found| found.provider);
+        let found = scope.find(&scan.table_name).ok();
         let now = found.as_ref().and_then(|found| found.downcast_ref::<LiveTable>());
         let same = match (live(&scan)?, now) {
             (Some(then), Some(now)) => same_shape(&then, now.table()),

@@ -56,6 +56,11 @@ impl FormKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
+    /// True for the forms that change what a district counts: cases, visits of pregnancies, open cases.
+    pub(crate) const fn changes_district(self) -> bool {
+        matches!(self, Self::Registration | Self::AncVisit | Self::Closing)
+    }
+
     /// True for the visits that hand out items and count by month.
     pub(crate) const fn is_visit(self) -> bool {
         matches!(self, Self::AncVisit | Self::PncVisit)

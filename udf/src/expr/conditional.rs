@@ -29,7 +29,11 @@ impl Compile for Conditional {
 
 impl Expression for Conditional {
     fn eval<'a>(&'a self, item: &Value<'a>, context: &mut Context<'a, '_>) -> Result<Value<'a>, EvalError> {
-        if self.test.test(item, context)? { self.if_true.eval(item, context) } else { self.if_false.eval(item, context) }
+        if self.test.test(item, context)? {
+            self.if_true.eval(item, context)
+        } else {
+            self.if_false.eval(item, context)
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! `evaluator`: a Python expression over named values (ucr.md §2.4).
 
+use smallvec::SmallVec;
+
 use super::{Compile, Expr, Expression, compile, getters::coerced, named::NamedExpression};
 use crate::{
     coerce::DataType,
@@ -15,19 +17,20 @@ use crate::{
 pub(crate) struct Evaluator {
     /// `None` for the empty statement, which the original compiles but cannot run.
     program: Option<Program>,
-    variables: Vec<(Box<str>, Expr)>,
+    names: Vec<Box<str>>,
+    variables: Vec<Expr>,
     datatype: Option<DataType>,
 }
 
 impl Compile for Evaluator {
     fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
-        let mut variables = Vec::new();
+        let (mut names, mut variables) = (Vec::new(), Vec::new());
         match spec.raw("context_variables") {
             None | Some(serde_json::Value::Null) => {}
             Some(serde_json::Value::Object(fields)) => {
                 for (name, json) in fields {
-                    let value = compile(json, &join(&spec.at("context_variables"), name), compiler);
-                    variables.push((Box::from(name.as_str()), value));
+                    names.push(Box::from(name.as_str()));
+                    variables.push(compile(json, &join(&spec.at("context_variables"), name), compiler));
                 }
             }
             Some(other) => compiler.problem(
@@ -48,7 +51,7 @@ impl Compile for Evaluator {
             }
         };
         let program = (!statement.trim().is_empty()).then(|| {
-            let names: Vec<&str> = variables.iter().map(|(name, _)| &**name).collect();
+            let names: Vec<&str> = names.iter().map(|name| &**name).collect();
             let pointer = spec.at("statement");
             let mut named = |name: &str| NamedExpression::resolve(name, &pointer, compiler);
             let (program, traits) = Program::parse(statement, &names, &mut named);
@@ -60,7 +63,7 @@ impl Compile for Evaluator {
             }
             program
         });
-        Self { program, variables, datatype: spec.optional_datatype(compiler) }
+        Self { program, names, variables, datatype: spec.optional_datatype(compiler) }
     }
 }
 
@@ -74,14 +77,14 @@ impl Expression for Evaluator {
         let names = if self.variables.is_empty() {
             Names::Item(item.clone())
         } else {
-            let mut values = Vec::with_capacity(self.variables.len());
-            for (name, variable) in &self.variables {
-                values.push((&**name, variable.eval(item, context)?));
+            let mut values = SmallVec::new();
+            for variable in &self.variables {
+                values.push(variable.eval(item, context)?);
             }
-            if !values.iter().all(|(_, value)| is_allowed(value)) {
+            if !values.iter().all(is_allowed) {
                 return Ok(Value::Null);
             }
-            Names::Variables(values)
+            Names::Variables(&self.names, values)
         };
         let Some(program) = &self.program else { return Err(EvalError::raised("the statement is empty")) };
         coerced(program.run(names, context)?, self.datatype)

@@ -39,8 +39,9 @@ impl Places {
         }
     }
 
+    /// The original asks its location table without a second look at the domain; scoping is the caller's.
     fn find(&self, id: &Value<'_>, context: &mut Context<'_, '_>) -> Option<Doc> {
-        self.finder.find(id, context)
+        self.finder.find_anywhere(id, context)
     }
 
     fn parent_of<'a>(&self, place: &Value<'a>) -> Value<'a> {
@@ -130,7 +131,7 @@ impl Compile for LocationParentId {
 impl Expression for LocationParentId {
     fn eval<'a>(&'a self, item: &Value<'a>, context: &mut Context<'a, '_>) -> Result<Value<'a>, EvalError> {
         let id = self.location_id.eval(item, context)?;
-        let place = self.places.find(&id, context).map_or(Value::Null, Value::from_doc);
+        let place = self.places.finder.find(&id, context).map_or(Value::Null, Value::from_doc);
         Ok(self.places.parent_of(&place))
     }
 }

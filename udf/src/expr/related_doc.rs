@@ -12,8 +12,15 @@ use crate::{
 
 /// CommCare's other document types that have a store.
 const OTHER_TYPES: [&str; 9] = [
-    "Application", "CommCareMultimedia", "Domain", "FixtureDataItem", "FixtureDataType", "Group", "LinkedApplication",
-    "RemoteApp", "WebUser",
+    "Application",
+    "CommCareMultimedia",
+    "Domain",
+    "FixtureDataItem",
+    "FixtureDataType",
+    "Group",
+    "LinkedApplication",
+    "RemoteApp",
+    "WebUser",
 ];
 
 /// The relation that finds documents of a type by id; `None` for an unknown type.
@@ -40,13 +47,17 @@ impl Finder {
         Self { relation, domain: Name::new("domain") }
     }
 
-    /// The document of that id; `None` for a falsy id, an unknown one, or one of another domain.
-    pub(crate) fn find(&self, id: &Value<'_>, context: &mut Context<'_, '_>) -> Option<Doc> {
-        let Value::Text(id) = id else { return None };
-        if id.is_empty() {
-            return None;
+    /// The document of that id in the reach of [`Related`](crate::Related); `None` for a falsy or unknown id.
+    pub(crate) fn find_anywhere(&self, id: &Value<'_>, context: &mut Context<'_, '_>) -> Option<Doc> {
+        match id {
+            Value::Text(id) if !id.is_empty() => context.related.get(&self.relation, id).into_iter().next(),
+            _ => None,
         }
-        let found = context.related.get(&self.relation, id).into_iter().next()?;
+    }
+
+    /// As [`Finder::find_anywhere`], and the root document's domain must be its domain.
+    pub(crate) fn find(&self, id: &Value<'_>, context: &mut Context<'_, '_>) -> Option<Doc> {
+        let found = self.find_anywhere(id, context)?;
         let own = context.root.as_ref().and_then(|root| root.get(&self.domain)).unwrap_or(Value::Null);
         let theirs = Value::from_doc(found.clone()).get(&self.domain).unwrap_or(Value::Null);
         own.equals(&theirs).then_some(found)

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use crate::{
     error::{EvalError, excerpt},
     pattern,
-    value::{Value, compare::TypeError},
+    value::{List, Value, compare::TypeError},
 };
 
 /// What a `boolean_expression` checks.
@@ -36,7 +36,15 @@ pub enum Operator {
 impl Operator {
     /// Every operator.
     pub const ALL: [Self; 10] = [
-        Self::Eq, Self::NotEq, Self::In, Self::InMulti, Self::AnyInMulti, Self::Lt, Self::Lte, Self::Gt, Self::Gte,
+        Self::Eq,
+        Self::NotEq,
+        Self::In,
+        Self::InMulti,
+        Self::AnyInMulti,
+        Self::Lt,
+        Self::Lte,
+        Self::Gt,
+        Self::Gte,
         Self::Regex,
     ];
 
@@ -102,6 +110,7 @@ fn greater(input: &Value<'_>, reference: &Value<'_>, wanted: fn(Ordering) -> boo
 /// `item in container`; a container that is none holds nothing.
 pub(crate) fn contains(container: &Value<'_>, item: &Value<'_>) -> bool {
     match container {
+        Value::List(List::Values(values)) => values.iter().any(|element| element.equals(item)),
         Value::List(list) => list.iter().any(|element| element.equals(item)),
         Value::Tuple(values) | Value::Set(values) => values.iter().any(|element| element.equals(item)),
         Value::Text(text) => matches!(item, Value::Text(part) if text.contains(&**part)),
@@ -123,9 +132,7 @@ fn parts<'v>(input: &'v Value<'_>, operator: &'static str) -> Result<&'v str, Ev
 }
 
 fn any_in_multi(input: &Value<'_>, reference: &Value<'_>) -> Result<bool, EvalError> {
-    let is_part = |input: &str, wanted: &Value<'_>| {
-        matches!(wanted, Value::Text(wanted) if input.split(' ').any(|part| *part == **wanted))
-    };
+    let is_part = |input: &str, wanted: &Value<'_>| matches!(wanted, Value::Text(wanted) if input.split(' ').any(|part| *part == **wanted));
     match reference {
         Value::List(list) if !list.is_empty() => {
             let input = parts(input, "any_in_multi")?;

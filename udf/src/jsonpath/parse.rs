@@ -146,9 +146,7 @@ impl Parser<'_> {
     fn word(&mut self) -> String {
         self.space();
         let mut word = String::new();
-        while let Some(c) =
-            self.rest.next_if(|c| c.is_alphanumeric() || matches!(c, '_' | '@' | '#' | '-'))
-        {
+        while let Some(c) = self.rest.next_if(|c| c.is_alphanumeric() || matches!(c, '_' | '@' | '#' | '-')) {
             word.push(c);
         }
         word
@@ -210,7 +208,11 @@ impl Parser<'_> {
         while let Some(c) = self.rest.next_if(char::is_ascii_digit) {
             digits.push(c);
         }
-        if digits.is_empty() { Ok(None) } else { digits.parse().map(Some).map_err(|_| format!("`{digits}` is no index")) }
+        if digits.is_empty() {
+            Ok(None)
+        } else {
+            digits.parse().map(Some).map_err(|_| format!("`{digits}` is no index"))
+        }
     }
 
     fn indexes(&mut self) -> Result<Step, String> {

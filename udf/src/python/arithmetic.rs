@@ -1,5 +1,7 @@
 //! Operators on values, with Python's rules about which kinds go together.
 
+use compact_str::CompactString;
+
 use super::{MAX_ITEMS, MAX_TEXT, format};
 use crate::{
     date::{self, DAY},
@@ -103,7 +105,7 @@ impl Arithmetic {
     fn others<'a>(self, a: &Value<'a>, b: &Value<'a>) -> Result<Option<Value<'a>>, EvalError> {
         Ok(match (self, a, b) {
             (Self::Add, Value::Text(a), Value::Text(b)) if a.len() + b.len() <= MAX_TEXT => {
-                let mut text = String::with_capacity(a.len() + b.len());
+                let mut text = CompactString::with_capacity(a.len() + b.len());
                 text.push_str(a);
                 text.push_str(b);
                 Some(Value::text(text))

@@ -1,5 +1,7 @@
 //! The functions that statements may call.
 
+use smallvec::SmallVec;
+
 use super::{
     MAX_ITEMS, MAX_RANGE, Stop,
     arithmetic::float_of,
@@ -19,7 +21,7 @@ fn value_error<'a>(message: String) -> Outcome<'a> {
 
 /// Evaluates the arguments and calls.
 pub(super) fn call<'a>(run: &mut Run<'a, '_, '_>, function: Function, arguments: &'a Arguments) -> Outcome<'a> {
-    let mut values = Vec::with_capacity(arguments.positional.len());
+    let mut values = SmallVec::<[Value<'a>; 3]>::new();
     for argument in &arguments.positional {
         values.push(run.eval(argument)?);
     }

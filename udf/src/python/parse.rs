@@ -113,17 +113,31 @@ pub(super) enum Ast {
     Compare(Box<Ast>, Vec<(Comparison, Ast)>),
     And(Vec<Ast>),
     Or(Vec<Ast>),
-    Conditional { test: Box<Ast>, then: Box<Ast>, otherwise: Box<Ast> },
+    Conditional {
+        test: Box<Ast>,
+        then: Box<Ast>,
+        otherwise: Box<Ast>,
+    },
     Trailers(Box<Ast>, Vec<Trailer>),
     List(Vec<Ast>),
     Tuple(Vec<Ast>),
     Set(Vec<Ast>),
     Dict(Vec<(Ast, Ast)>),
-    Comprehension { element: Box<Ast>, clauses: Vec<Clause> },
+    Comprehension {
+        element: Box<Ast>,
+        clauses: Vec<Clause>,
+    },
     Template(Vec<Piece>),
     Call(Function, Arguments),
-    JsonPath { path: PathArgument, as_list: Option<Box<Ast>>, context: Option<Box<Ast>> },
-    Named { expression: Box<NamedExpression>, context: Option<Box<Ast>> },
+    JsonPath {
+        path: PathArgument,
+        as_list: Option<Box<Ast>>,
+        context: Option<Box<Ast>>,
+    },
+    Named {
+        expression: Box<NamedExpression>,
+        context: Option<Box<Ast>>,
+    },
     /// Well-formed but not allowed: null when it is reached.
     Refused,
 }

@@ -2,8 +2,10 @@
 
 use std::cmp::Ordering;
 
+use smallvec::SmallVec;
+
 use super::{
-    MAX_ITEMS, MAX_TEXT, Stop, call, format,
+    Arithmetic, MAX_ITEMS, MAX_TEXT, Stop, call, format,
     parse::{Ast, Clause, Comparison, PathArgument, Piece, Trailer},
 };
 use crate::{
@@ -20,7 +22,7 @@ pub(super) type Outcome<'a> = Result<Value<'a>, Stop>;
 /// Where the names of a statement get their values.
 pub(crate) enum Names<'a> {
     /// Context variables, in their fixed places.
-    Variables(Vec<(&'a str, Value<'a>)>),
+    Variables(&'a [Box<str>], SmallVec<[Value<'a>; 4]>),
     /// The properties of the item.
     Item(Value<'a>),
 }
@@ -29,8 +31,12 @@ impl<'a> Names<'a> {
     /// The names as one mapping.
     fn as_value(&self) -> Value<'a> {
         match self {
-            Self::Variables(variables) => Value::map(
-                variables.iter().map(|(name, value)| (Value::Text(Text::Borrowed(name)), value.clone())).collect(),
+            Self::Variables(names, values) => Value::map(
+                names
+                    .iter()
+                    .zip(values)
+                    .map(|(name, value)| (Value::Text(Text::Borrowed(name)), value.clone()))
+                    .collect(),
             ),
             Self::Item(item) => item.clone(),
         }
@@ -75,7 +81,16 @@ impl<'a, 'c, 'r> Run<'a, 'c, 'r> {
                 let mut value = self.eval(first)?;
                 for (operator, operand) in rest {
                     let operand = self.eval(operand)?;
-                    value = operator.apply(&value, &operand)?.ok_or(Stop::Null)?;
+                    value = match (operator, value, &operand) {
+                        // Text that was made here grows in place.
+                        (Arithmetic::Add, Value::Text(Text::Owned(mut text)), Value::Text(more))
+                            if text.len() + more.len() <= MAX_TEXT =>
+                        {
+                            text.push_str(more);
+                            Value::Text(Text::Owned(text))
+                        }
+                        (operator, value, operand) => operator.apply(&value, operand)?.ok_or(Stop::Null)?,
+                    };
                 }
                 Ok(value)
             }
@@ -83,7 +98,11 @@ impl<'a, 'c, 'r> Run<'a, 'c, 'r> {
             Ast::And(all) => self.decide(all, false),
             Ast::Or(all) => self.decide(all, true),
             Ast::Conditional { test, then, otherwise } => {
-                if self.eval(test)?.is_truthy() { self.eval(then) } else { self.eval(otherwise) }
+                if self.eval(test)?.is_truthy() {
+                    self.eval(then)
+                } else {
+                    self.eval(otherwise)
+                }
             }
             Ast::Trailers(value, trailers) => {
                 let mut value = self.eval(value)?;
@@ -130,8 +149,8 @@ impl<'a, 'c, 'r> Run<'a, 'c, 'r> {
             return Ok(value.clone());
         }
         match (&self.names, slot) {
-            (Names::Variables(variables), Some(slot)) => variables.get(slot).map(|(_, value)| value.clone()),
-            (Names::Variables(_), None) => None,
+            (Names::Variables(_, values), Some(slot)) => values.get(slot).cloned(),
+            (Names::Variables(..), None) => None,
             (Names::Item(item), _) => item.get(name),
         }
         .ok_or(Stop::Null)
@@ -291,10 +310,8 @@ fn holds(comparison: Comparison, left: &Value<'_>, right: &Value<'_>) -> Result<
         Comparison::Greater => order(|order| order == Ordering::Greater),
         Comparison::GreaterOrEqual => order(|order| order != Ordering::Less),
         Comparison::In | Comparison::NotIn => {
-            let container = matches!(
-                right,
-                Value::List(_) | Value::Tuple(_) | Value::Set(_) | Value::Map(_)
-            ) || matches!((left, right), (Value::Text(_), Value::Text(_)));
+            let container = matches!(right, Value::List(_) | Value::Tuple(_) | Value::Set(_) | Value::Map(_))
+                || matches!((left, right), (Value::Text(_), Value::Text(_)));
             if !container {
                 return Err(Stop::Null);
             }
@@ -348,6 +365,15 @@ pub(super) fn elements<'a>(value: &Value<'a>) -> Result<Vec<Value<'a>>, Stop> {
     })
 }
 
+/// First and last position (exclusive) that `[start:end]` selects of a sequence of that length.
+fn run_of(length: usize, start: Option<i64>, end: Option<i64>) -> (usize, usize) {
+    let length = i64::try_from(length).unwrap_or(i64::MAX);
+    let clamp = |bound: i64| (if bound < 0 { bound.saturating_add(length) } else { bound }).clamp(0, length);
+    let from = start.map_or(0, clamp);
+    let to = end.map_or(length, clamp).max(from);
+    (usize::try_from(from).unwrap_or_default(), usize::try_from(to).unwrap_or_default())
+}
+
 /// The positions that `[start:end:step]` selects of a sequence of that length.
 pub(crate) fn slice_positions(length: usize, start: Option<i64>, end: Option<i64>, step: Option<i64>) -> Vec<usize> {
     let length = i64::try_from(length).unwrap_or(i64::MAX);
@@ -376,24 +402,34 @@ fn slice<'a>(value: &Value<'a>, start: Option<i64>, end: Option<i64>, step: Opti
         return Err(Stop::Raise(EvalError::raised("slice step cannot be zero")));
     }
     match value {
-        Value::Text(text) => {
-            let characters: Vec<(usize, char)> = text.char_indices().collect();
-            let positions = slice_positions(characters.len(), start, end, step);
-            // A run of neighbours in a document's text stays borrowed.
-            if let (Text::Borrowed(text), None | Some(1), Some(first)) = (text, step, positions.first()) {
-                let from = characters.get(*first).map_or(0, |(at, _)| *at);
-                let to = characters.get(first + positions.len()).map_or(text.len(), |(at, _)| *at);
-                return text.get(from..to).map(|part| Value::Text(Text::Borrowed(part))).ok_or(Stop::Null);
+        Value::Text(text) if step.is_none_or(|step| step == 1) => {
+            let ascii = text.is_ascii();
+            let length = if ascii { text.len() } else { text.chars().count() };
+            let (from, to) = run_of(length, start, end);
+            let byte = |at: usize| {
+                if ascii { at } else { text.char_indices().nth(at).map_or(text.len(), |(byte, _)| byte) }
+            };
+            let (from, to) = (byte(from), byte(to));
+            match text {
+                // A part of a document's text stays borrowed.
+                Text::Borrowed(text) => text.get(from..to).map(|part| Value::Text(Text::Borrowed(part))),
+                Text::Owned(text) => text.get(from..to).map(Value::text),
             }
-            let part: String =
-                positions.into_iter().filter_map(|at| characters.get(at)).map(|(_, c)| *c).collect();
-            Ok(Value::text(part))
+            .ok_or(Stop::Null)
+        }
+        Value::Text(text) => {
+            let characters: Vec<char> = text.chars().collect();
+            let positions = slice_positions(characters.len(), start, end, step);
+            Ok(Value::text(positions.into_iter().filter_map(|at| characters.get(at)).collect::<String>()))
         }
         Value::List(list) => Ok(Value::list(
             slice_positions(list.len(), start, end, step).into_iter().filter_map(|at| list.get(at)).collect(),
         )),
         Value::Tuple(values) => Ok(Value::Tuple(
-            slice_positions(values.len(), start, end, step).into_iter().filter_map(|at| values.get(at).cloned()).collect(),
+            slice_positions(values.len(), start, end, step)
+                .into_iter()
+                .filter_map(|at| values.get(at).cloned())
+                .collect(),
         )),
         _ => Err(Stop::Null),
     }
@@ -435,6 +471,8 @@ mod tests {
             ("a[:7]", r#"{"a": "2020-05-04"}"#, "'2020-05'"),
             ("a[-4:]", r#"{"a": "+919876543210"}"#, "'3210'"),
             ("a[-2:]", r#"{"a": "naïve é"}"#, "' é'"),
+            ("a[1:-1], a[5:2], a[2:99], a[::2]", r#"{"a": "naïve"}"#, "('aïv', '', 'ïve', 'nïe')"),
+            ("a + ' (' + b[-4:] + ')'", r#"{"a": "Asha", "b": "+911234"}"#, "'Asha (1234)'"),
             ("[x * y for x in a for y in a if x < y]", r#"{"a": [1, 2, 3]}"#, "[2, 3, 6]"),
             ("[k for k, v in [('a', 1), ('b', 2)] if v > 1]", "{}", "['b']"),
             ("{x for x in a}", r#"{"a": [1]}"#, "None"),

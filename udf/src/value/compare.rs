@@ -44,11 +44,7 @@ fn compare_numbers(a: &Number<'_>, b: &Number<'_>) -> Option<Ordering> {
 
 fn compare_integer(a: i128, b: f64) -> Option<Ordering> {
     #[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
-    if a.abs() <= EXACT {
-        (a as f64).partial_cmp(&b)
-    } else {
-        Decimal::from_integer(a).compare(&Decimal::from_f64(b))
-    }
+    if a.abs() <= EXACT { (a as f64).partial_cmp(&b) } else { Decimal::from_integer(a).compare(&Decimal::from_f64(b)) }
 }
 
 impl Value<'_> {
@@ -63,7 +59,9 @@ impl Value<'_> {
             | (Value::Time(a), Value::Time(b))
             | (Value::Duration(a), Value::Duration(b)) => a == b,
             (Value::List(a), Value::List(b)) => a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a.equals(&b)),
-            (Value::Tuple(a), Value::Tuple(b)) => a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a.equals(b)),
+            (Value::Tuple(a), Value::Tuple(b)) => {
+                a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a.equals(b))
+            }
             (Value::Set(a), Value::Set(b)) => a.len() == b.len() && a.iter().all(|a| b.iter().any(|b| a.equals(b))),
             (Value::Map(a), Value::Map(b)) => maps_equal(a, b),
             _ => match (number(self), number(other)) {

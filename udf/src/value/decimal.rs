@@ -190,6 +190,11 @@ impl Decimal {
             Self::NaN => f64::NAN,
             Self::Infinity { negative: true } => f64::NEG_INFINITY,
             Self::Infinity { negative: false } => f64::INFINITY,
+            // Both parts are exact, so the one division rounds correctly.
+            #[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
+            Self::Small { mantissa, scale } if mantissa.unsigned_abs() < 1 << 53 => {
+                *mantissa as f64 / 10f64.powi(i32::from(*scale))
+            }
             // The text form is exact and the parser rounds correctly.
             number => number.to_string().parse().unwrap_or(f64::NAN),
         }
@@ -410,8 +415,7 @@ pub(crate) fn float_parts(value: f64) -> (i64, i32) {
     let bits = value.to_bits();
     let stored = i32::try_from((bits >> 52) & 0x7ff).unwrap_or_default();
     let fraction = i64::try_from(bits & ((1 << 52) - 1)).unwrap_or_default();
-    let (mantissa, exponent) =
-        if stored == 0 { (fraction, -1074) } else { (fraction | (1 << 52), stored - 1075) };
+    let (mantissa, exponent) = if stored == 0 { (fraction, -1074) } else { (fraction | (1 << 52), stored - 1075) };
     (if value.is_sign_negative() { -mantissa } else { mantissa }, exponent)
 }
 
@@ -505,10 +509,7 @@ mod tests {
 
     #[test]
     fn floats_expand_exactly() {
-        assert_eq!(
-            Decimal::from_f64(3.99).to_string(),
-            "3.9900000000000002131628207280300557613372802734375"
-        );
+        assert_eq!(Decimal::from_f64(3.99).to_string(), "3.9900000000000002131628207280300557613372802734375");
         assert_eq!(Decimal::from_f64(-2.5).to_string(), "-2.5");
         assert_eq!(Decimal::from_f64(1e16).to_string(), "10000000000000000");
     }
@@ -519,7 +520,10 @@ mod tests {
         assert_eq!(a.divide(&decimal("4")).unwrap().unwrap().to_string(), "2.5");
         assert_eq!(a.divide(&decimal("3")).unwrap().unwrap().to_string(), "3.333333333333333333333333333");
         assert_eq!(decimal("2").divide(&decimal("3")).unwrap().unwrap().to_string(), "0.6666666666666666666666666667");
-        assert_eq!(decimal("-2").divide(&decimal("3")).unwrap().unwrap().to_string(), "-0.6666666666666666666666666667");
+        assert_eq!(
+            decimal("-2").divide(&decimal("3")).unwrap().unwrap().to_string(),
+            "-0.6666666666666666666666666667"
+        );
         assert!(a.divide(&decimal("0")).unwrap().is_none());
         assert_eq!(decimal("1.10").add(&decimal("2.205")).unwrap().to_string(), "3.305");
         assert_eq!(decimal("1.5").multiply(&decimal("2")).unwrap().to_string(), "3.0");

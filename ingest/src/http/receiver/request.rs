@@ -97,7 +97,10 @@ async fn multipart(request: Request, config: &IngestConfig) -> Result<Parts, Ref
             let content_type = field.content_type().map(str::to_owned);
             let limit = config.max_attachment_bytes;
             let bytes = content(field, limit).await?.ok_or_else(|| {
-                refuse(StatusCode::PAYLOAD_TOO_LARGE, format!("Attachment exceeds {}MB size limit", limit / (1024 * 1024)))
+                refuse(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("Attachment exceeds {}MB size limit", limit / (1024 * 1024)),
+                )
             })?;
             if !allowed(&file_name, content_type.as_deref()) || files.len() >= MAX_FILES {
                 let text = format!("Attachment {name:?} is of a type that is not accepted, or one too many");

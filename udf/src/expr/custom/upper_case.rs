@@ -23,6 +23,11 @@ impl Compile for UpperCase {
 impl Expression for UpperCase {
     fn eval<'a>(&'a self, item: &Value<'a>, context: &mut Context<'a, '_>) -> Result<Value<'a>, EvalError> {
         Ok(match self.expression.eval(item, context)? {
+            Value::Text(text) if text.is_ascii() => {
+                let mut text = text.into_compact();
+                text.make_ascii_uppercase();
+                Value::text(text)
+            }
             Value::Text(text) => Value::text(text.to_uppercase()),
             other => other,
         })

@@ -391,12 +391,61 @@ pub(crate) async fn run(args: LoadArgs) -> anyhow::Result<ExitCode> {
     Ok(if outcome.good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Prints the result: compact JSON for programs, indented for people.
+/// Prints the result: one JSON object for programs, a few lines for people.
 pub(crate) fn report(outcome: &Outcome, json: bool) {
     if json {
         crate::cli::say(&outcome.json);
     } else {
-        crate::cli::say(format_args!("{:#}", outcome.json));
+        crate::cli::say(outcome.summary());
+    }
+}
+
+impl Outcome {
+    /// The result for people.
+    fn summary(&self) -> String {
+        let at = |pointer: &str| self.json.pointer(pointer).unwrap_or(&Value::Null);
+        let latency = |name: &str| {
+            let value = |field: &str| display::shown(at(&format!("/latency_ms/{name}/{field}")).as_f64());
+            format!("p50 {}, p95 {}, p99 {}, max {}", value("p50"), value("p95"), value("p99"), value("max"))
+        };
+        let retries: u64 = ["rate_limited", "server_error", "no_answer"]
+            .iter()
+            .filter_map(|why| at(&format!("/retries/{why}")).as_u64())
+            .sum();
+        let mut lines = vec![
+            format!(
+                "\n{} forms sent in {} s ({} a second), {} acknowledged, {} failed, {retries} tried again, {} moves",
+                at("/forms/sent"),
+                at("/seconds"),
+                at("/rate/achieved"),
+                at("/forms/acknowledged"),
+                at("/forms/failed"),
+                at("/moves/acknowledged")
+            ),
+            format!("acknowledged after      {}", latency("ack")),
+        ];
+        if at("/visibility/watched") == &Value::Bool(true) {
+            lines.push(format!("visible in SQL after    {}", latency("acknowledged_to_visible")));
+            lines.push(match at("/visibility/not_visible").as_u64() {
+                Some(0) => "everything acknowledged is visible".to_owned(),
+                _ => format!(
+                    "NOT VISIBLE: {} acknowledged forms, among them {}",
+                    at("/visibility/not_visible"),
+                    at("/visibility/unseen")
+                ),
+            });
+        }
+        if at("/visibility/misplaced_after_moves").as_array().is_some_and(|ids| !ids.is_empty()) {
+            lines.push(format!("NOT VISIBLE: moves of {}", at("/visibility/misplaced_after_moves")));
+        }
+        if let Some(rows) = at("/rows").as_object() {
+            let rows: Vec<String> = rows.iter().map(|(table, rows)| format!("{table} {rows}")).collect();
+            lines.push(format!("rows                    {}", rows.join(", ")));
+        }
+        for (message, times) in at("/errors/messages").as_object().into_iter().flatten() {
+            lines.push(format!("error ({times} times)         {message}"));
+        }
+        lines.join("\n")
     }
 }
 
@@ -450,6 +499,8 @@ mod tests {
         let bad = outcome(&session(), &tally, second, &unseen, Tables::default(), true);
         assert!(!bad.good);
         assert_eq!(bad.json["visibility"]["unseen"][0]["form"], "f");
+        assert!(bad.summary().contains("NOT VISIBLE: 1 acknowledged forms"), "{}", bad.summary());
+        assert!(good.summary().contains("everything acknowledged is visible"), "{}", good.summary());
         assert!(outcome(&session(), &tally, second, &[], Tables::default(), false).good);
         let misplaced = Tables { misplaced: vec!["u".to_owned()], ..Tables::default() };
         tally.with(|counts| counts.visible = 10);

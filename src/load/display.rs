@@ -147,7 +147,8 @@ impl View {
     }
 }
 
-fn shown(milliseconds: Option<f64>) -> String {
+/// A latency for people.
+pub(super) fn shown(milliseconds: Option<f64>) -> String {
     match milliseconds {
         Some(ms) if ms >= 10_000.0 => format!("{:.1} s", ms / 1000.0),
         Some(ms) if ms >= 100.0 => format!("{ms:.0} ms"),

@@ -81,6 +81,7 @@ impl Population {
         let villages = (workers / 2).max(20);
         let blocks = (villages / 10).max(8);
         let districts = (blocks / 5).max(4);
+        // Names that have to be unique in a domain hold the seed, so that populations of several seeds fit into one.
         let mut ids = Ids::new(seed, 0, "place");
         let mut parents: Vec<String> = Vec::new();
         for (kind, title, count) in
@@ -91,7 +92,7 @@ impl Population {
                 let parent = if parents.is_empty() { None } else { parents.get(i % parents.len()).cloned() };
                 population.add_place(json!({
                     "_id": id, "location_id": id, "domain": domain, "doc_type": "SQLLocation",
-                    "name": format!("{title} {i:03}"), "site_code": format!("{kind}_{i:03}"), "location_type": kind,
+                    "name": format!("{title} {i:03}"), "site_code": format!("{kind}_{seed}_{i:03}"), "location_type": kind,
                     "parent_id": parent, "parent_location_id": parent, "is_archived": false,
                 }));
             }
@@ -104,7 +105,7 @@ impl Population {
             let [first, last] = [words::FIRST, words::LAST].map(|of| of[stream.index(of.len())]);
             let village = parents.get(i % parents.len().max(1)).cloned().unwrap_or_default();
             let document = json!({
-                "_id": id, "domain": domain, "doc_type": "CommCareUser", "username": format!("chw{i:05}"),
+                "_id": id, "domain": domain, "doc_type": "CommCareUser", "username": format!("chw{seed}-{i:05}"),
                 "first_name": first, "last_name": last, "location_id": village, "is_active": true,
             });
             population.add_worker(document);

@@ -25,8 +25,8 @@ const TOPICS: [(&str, i32); 5] =
     [("millrace.changes", 4), ("form-sql", 2), ("case-sql", 2), ("commcare-user", 2), ("location", 2)];
 
 /// A broker, stopped when dropped unless it was running already.
-pub struct Broker {
-    pub brokers: String,
+pub(crate) struct Broker {
+    pub(crate) brokers: String,
     kind: Kind,
 }
 
@@ -40,7 +40,7 @@ struct Up(bool);
 
 impl Broker {
     /// The broker that the environment names, emptied of our topics, or one of our own.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         match std::env::var("MILLRACE_TEST_KAFKA") {
             Ok(brokers) if !brokers.is_empty() => {
                 delete_topics(&brokers).await;
@@ -51,7 +51,7 @@ impl Broker {
     }
 
     /// A broker of our own, which may be taken down.
-    pub fn own() -> Self {
+    pub(crate) fn own() -> Self {
         let state = std::env::temp_dir().join(format!("millrace-kafka-{}", unique()));
         match script("start", &state) {
             Ok(brokers) => Self { brokers, kind: Kind::Started { state } },
@@ -84,12 +84,12 @@ impl Broker {
     }
 
     /// True for librdkafka's stand-in.
-    pub fn is_mock(&self) -> bool {
+    pub(crate) fn is_mock(&self) -> bool {
         matches!(self.kind, Kind::Mock { .. })
     }
 
     /// Takes the broker down without warning; a broker of [`Self::own`] only.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         match &self.kind {
             Kind::Given => panic!("a broker that was given is not ours to kill"),
             Kind::Started { state } => {
@@ -100,7 +100,7 @@ impl Broker {
     }
 
     /// Brings it back, at the same address and with what it held.
-    pub fn revive(&self) {
+    pub(crate) fn revive(&self) {
         match &self.kind {
             Kind::Given => {}
             Kind::Started { state } => assert_eq!(script("start", state).unwrap(), self.brokers),
@@ -109,7 +109,7 @@ impl Broker {
     }
 
     /// Empties it: our topics are gone, and `millrace.changes` is there again with so many partitions if any.
-    pub async fn reset(&mut self, changes_partitions: Option<i32>) {
+    pub(crate) async fn reset(&mut self, changes_partitions: Option<i32>) {
         if self.is_mock() {
             *self = Self::mock();
             return;
@@ -144,7 +144,7 @@ impl Drop for Broker {
     }
 }
 
-pub fn config(brokers: &str) -> ClientConfig {
+pub(crate) fn config(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers);
     config

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// One value of a row.
 #[derive(Clone, Debug)]
-pub enum Answer {
+pub(crate) enum Answer {
     Null,
     Text(String),
     Int(i64),
@@ -22,18 +22,18 @@ pub enum Answer {
 }
 
 /// Column name to value.
-pub type Row = BTreeMap<&'static str, Answer>;
+pub(crate) type Row = BTreeMap<&'static str, Answer>;
 
 /// Key of a row to the row.
-pub type Table = BTreeMap<Vec<String>, Row>;
+pub(crate) type Table = BTreeMap<Vec<String>, Row>;
 
 /// The current documents of one domain, by id.
 #[derive(Clone, Debug, Default)]
-pub struct World {
-    pub forms: BTreeMap<String, Value>,
-    pub cases: BTreeMap<String, Value>,
-    pub users: BTreeMap<String, Value>,
-    pub locations: BTreeMap<String, Value>,
+pub(crate) struct World {
+    pub(crate) forms: BTreeMap<String, Value>,
+    pub(crate) cases: BTreeMap<String, Value>,
+    pub(crate) users: BTreeMap<String, Value>,
+    pub(crate) locations: BTreeMap<String, Value>,
 }
 
 fn text<'a>(doc: &'a Value, name: &str) -> Option<&'a str> {
@@ -118,7 +118,7 @@ fn entries(value: Option<&Value>) -> Vec<&Value> {
 
 impl World {
     /// Puts a document in its place, or takes it away.
-    pub fn apply(&mut self, kind: &str, id: &str, body: Option<Value>) {
+    pub(crate) fn apply(&mut self, kind: &str, id: &str, body: Option<Value>) {
         let documents = match kind {
             "form" => &mut self.forms,
             "case" => &mut self.cases,
@@ -148,12 +148,12 @@ impl World {
     }
 
     /// W1: one row per pregnancy.
-    pub fn pregnancies(&self) -> Table {
+    pub(crate) fn pregnancies(&self) -> Table {
         self.cases_of_type("pregnancy").map(|(id, case)| (vec![id.clone()], pregnancy(case))).collect()
     }
 
     /// W2: one row per item of a visit.
-    pub fn visit_items(&self) -> Table {
+    pub(crate) fn visit_items(&self) -> Table {
         let mut table = Table::new();
         for (id, form, answers) in self.visits() {
             for (place, item) in entries(answers.get("items")).into_iter().enumerate() {
@@ -172,7 +172,7 @@ impl World {
     }
 
     /// W3: visits by worker and month.
-    pub fn visits_by_month(&self) -> Table {
+    pub(crate) fn visits_by_month(&self) -> Table {
         struct Sums {
             visits: i64,
             danger: i64,
@@ -202,7 +202,7 @@ impl World {
     }
 
     /// W4: one row per child, with what its mother's case says.
-    pub fn children(&self) -> Table {
+    pub(crate) fn children(&self) -> Table {
         self.cases_of_type("child")
             .map(|(id, child)| {
                 let mother_id = child.get("indices").and_then(|i| i.get(0)).and_then(|i| text(i, "referenced_id"));
@@ -227,7 +227,7 @@ impl World {
     }
 
     /// W5: pregnancies by the district of their owner.
-    pub fn districts(&self) -> Table {
+    pub(crate) fn districts(&self) -> Table {
         #[derive(Default)]
         struct Counts {
             name: String,
@@ -319,7 +319,7 @@ fn pregnancy(case: &Value) -> Row {
 impl Answer {
     /// True if a cell of a JSON result row says the same. Numbers may come as numbers or as text; decimals count as equal
     /// within 1e-6, floats within 1e-9 of their size.
-    pub fn agrees(&self, cell: &Value) -> bool {
+    pub(crate) fn agrees(&self, cell: &Value) -> bool {
         let as_text = match cell {
             Value::String(text) => text.clone(),
             Value::Null => String::new(),
@@ -354,7 +354,7 @@ impl Answer {
 
 /// Says how a table read from the server differs from the right one, at most ten differences; empty if they agree. The
 /// read table has one JSON object per row; `key` names its key columns.
-pub fn differences(expected: &Table, key: &[&str], rows: &[Value]) -> Vec<String> {
+pub(crate) fn differences(expected: &Table, key: &[&str], rows: &[Value]) -> Vec<String> {
     let mut found = Vec::new();
     let mut left = expected.clone();
     for row in rows {

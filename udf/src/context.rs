@@ -4,7 +4,7 @@
 use compact_str::CompactString;
 use schemas::{change::DocKind, doc::Doc, position::Stamp};
 
-use crate::value::Value;
+use crate::{error::EvalError, value::Value};
 
 /// A way from one document to others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +43,9 @@ impl Related for NothingRelated {
         Vec::new()
     }
 }
+
+/// Steps that one document may take; real definitions stay far below.
+const MAX_STEPS: u32 = 1_000_000;
 
 /// Most answers remembered while one document is evaluated.
 const REMEMBERED: usize = 32;
@@ -83,6 +86,8 @@ pub struct Context<'a, 'r> {
     /// "Now", microseconds since 1970 UTC.
     pub(crate) now: i64,
     pub(crate) related: &'r mut dyn Related,
+    /// Steps taken for the document so far.
+    pub(crate) steps: u32,
     /// Per named expression the last item it ran on and what came out, for the current iteration.
     pub(crate) named: Vec<Option<(Value<'a>, Value<'a>)>>,
 }
@@ -97,7 +102,7 @@ impl<'a, 'r> Context<'a, 'r> {
     /// A context whose root is `root`, at its first base item. `now_micros` is "now" in microseconds since 1970 UTC.
     #[must_use]
     pub fn new(root: Option<Value<'a>>, stamp: Stamp, now_micros: i64, related: &'r mut dyn Related) -> Self {
-        Self { root, iteration: 0, stamp, now: now_micros, related, named: Vec::new() }
+        Self { root, iteration: 0, stamp, now: now_micros, related, steps: 0, named: Vec::new() }
     }
 
     /// Moves to another base item.
@@ -112,8 +117,28 @@ impl<'a, 'r> Context<'a, 'r> {
         self.named.clear();
     }
 
+    /// Counts one step of what can multiply: list elements, looked-up documents, named expressions.
+    ///
+    /// # Errors
+    /// [`EvalError::Raised`] when one document takes more than [`MAX_STEPS`].
+    pub(crate) fn step(&mut self) -> Result<(), EvalError> {
+        self.steps += 1;
+        if self.steps > MAX_STEPS {
+            return Err(EvalError::raised("the document takes too many steps to evaluate"));
+        }
+        Ok(())
+    }
+
     /// A context of its own for another root, or for none.
     pub(crate) fn inside<'s>(&'s mut self, root: Option<Value<'a>>) -> Context<'a, 's> {
-        Context { root, iteration: 0, stamp: self.stamp, now: self.now, related: &mut *self.related, named: Vec::new() }
+        Context {
+            root,
+            iteration: 0,
+            stamp: self.stamp,
+            now: self.now,
+            related: &mut *self.related,
+            steps: self.steps,
+            named: Vec::new(),
+        }
     }
 }

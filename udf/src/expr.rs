@@ -142,7 +142,7 @@ pub(crate) fn compile_fields(fields: &Map<String, Json>, pointer: &str, compiler
         return stand_in();
     };
     match TABLE.iter().chain(custom::TABLE).find(|(known, _)| *known == name) {
-        Some((_, make)) => make(&spec, compiler),
+        Some((_, make)) => compiler.nested(pointer, |compiler| make(&spec, compiler), stand_in),
         None => {
             compiler.problem(&spec.at("type"), format!("`{name}` is not an expression type"));
             stand_in()

@@ -99,6 +99,10 @@ impl Filter {
 
 /// Compiles a filter.
 pub(crate) fn compile(json: &Json, pointer: &str, compiler: &mut Compiler<'_>) -> Filter {
+    compiler.nested(pointer, |compiler| compile_here(json, pointer, compiler), Filter::stand_in)
+}
+
+fn compile_here(json: &Json, pointer: &str, compiler: &mut Compiler<'_>) -> Filter {
     let Some(fields) = json.as_object() else {
         compiler.problem(pointer, format!("a filter must be a mapping, not {}", json_kind(json)));
         return Filter::stand_in();

@@ -30,18 +30,25 @@ pub struct Named<'s> {
 enum NamedExpression<'s> {
     Waiting { json: &'s Json, pointer: String },
     Compiling,
-    Done { slot: usize, expression: Arc<dyn Expression> },
+    Done { slot: usize, expression: Arc<dyn Expression>, height: usize },
 }
 
 /// Collects problems, named parts and facts about what was compiled.
 pub(crate) struct Compiler<'s> {
     problems: Vec<SpecProblem>,
     expressions: HashMap<&'s str, NamedExpression<'s>>,
-    filters: HashMap<&'s str, Arc<Filter>>,
+    filters: HashMap<&'s str, (Arc<Filter>, usize)>,
     filters_visible: bool,
     slots: usize,
     reads_clock: bool,
+    /// Levels above the part being compiled, and the deepest level below it.
+    depth: usize,
+    deepest: usize,
 }
+
+/// Levels of expressions and filters inside one another, named ones counted where they are used: evaluation recurses
+/// that deep.
+const MAX_NESTING: usize = 256;
 
 impl<'s> Compiler<'s> {
     /// Compiles the named parts; everything compiled later may use them.
@@ -53,6 +60,8 @@ impl<'s> Compiler<'s> {
             filters_visible: false,
             slots: 0,
             reads_clock: false,
+            depth: 0,
+            deepest: 0,
         };
         for (name, json) in named.expressions.into_iter().flatten() {
             let pointer = join("/named_expressions", name);
@@ -63,7 +72,9 @@ impl<'s> Compiler<'s> {
         }
         // Named filters see named expressions but not one another.
         let filters = named.filters.into_iter().flatten().map(|(name, json)| {
-            (name.as_str(), Arc::new(filter::compile(json, &join("/named_filters", name), &mut compiler)))
+            compiler.deepest = 0;
+            let filter = filter::compile(json, &join("/named_filters", name), &mut compiler);
+            (name.as_str(), (Arc::new(filter), compiler.deepest))
         });
         compiler.filters = filters.collect();
         compiler.filters_visible = true;
@@ -75,6 +86,24 @@ impl<'s> Compiler<'s> {
         if self.problems.len() < MAX_PROBLEMS && !self.problems.contains(&problem) {
             self.problems.push(problem);
         }
+    }
+
+    /// Compiles a part one level further down; a part that is too deep is a problem and not compiled.
+    pub(crate) fn nested<T>(&mut self, pointer: &str, compile: impl FnOnce(&mut Self) -> T, stand_in: fn() -> T) -> T {
+        self.depth += 1;
+        let part = if self.reach(0, pointer) { compile(self) } else { stand_in() };
+        self.depth -= 1;
+        part
+    }
+
+    /// Notes that something of that height stands here; false, and a problem, if that is too deep.
+    fn reach(&mut self, height: usize, pointer: &str) -> bool {
+        self.deepest = self.deepest.max(self.depth + height);
+        let fits = self.depth + height <= MAX_NESTING;
+        if !fits {
+            self.problem(pointer, format!("nested deeper than {MAX_NESTING} levels"));
+        }
+        fits
     }
 
     /// Notes that results change as time passes.
@@ -93,18 +122,21 @@ impl<'s> Compiler<'s> {
                 self.problem(pointer, format!("named expression `{name}` refers to itself"));
                 None
             }
-            NamedExpression::Done { slot, expression } => {
-                *entry = NamedExpression::Done { slot, expression: Arc::clone(&expression) };
-                Some((slot, expression))
+            NamedExpression::Done { slot, expression, height } => {
+                *entry = NamedExpression::Done { slot, expression: Arc::clone(&expression), height };
+                self.reach(height, pointer).then_some((slot, expression))
             }
             NamedExpression::Waiting { json, pointer } => {
                 let visible = std::mem::replace(&mut self.filters_visible, false);
+                let deepest = std::mem::replace(&mut self.deepest, self.depth);
                 let expression: Arc<dyn Expression> = Arc::from(expr::compile(json, &pointer, self));
+                let height = self.deepest - self.depth;
+                self.deepest = self.deepest.max(deepest);
                 self.filters_visible = visible;
                 let slot = self.slots;
                 self.slots += 1;
                 if let Some(entry) = self.expressions.get_mut(name) {
-                    *entry = NamedExpression::Done { slot, expression: Arc::clone(&expression) };
+                    *entry = NamedExpression::Done { slot, expression: Arc::clone(&expression), height };
                 }
                 Some((slot, expression))
             }
@@ -117,11 +149,13 @@ impl<'s> Compiler<'s> {
             self.problem(pointer, format!("named filter `{name}` cannot be used inside named expressions or filters"));
             return None;
         }
-        let found = self.filters.get(name).cloned();
-        if found.is_none() {
-            self.problem(pointer, format!("there is no named filter `{name}`"));
+        match self.filters.get(name).cloned() {
+            Some((filter, height)) => self.reach(height, pointer).then_some(filter),
+            None => {
+                self.problem(pointer, format!("there is no named filter `{name}`"));
+                None
+            }
         }
-        found
     }
 
     /// The result, unless there were problems; and whether it reads the clock.

@@ -98,7 +98,7 @@ fn pregnancies_follow_the_rules() {
     assert!(evaluate(&source, &other, &mut NothingRelated).is_empty());
 }
 
-fn visit(items: Json) -> Json {
+fn visit(items: &Json) -> Json {
     json!({"_id": "f1", "domain": "demo", "doc_type": "XFormInstance", "user_id": "u1",
         "xmlns": "http://openrosa.org/formdesigner/millrace/anc_visit",
         "form": {"visit_date": "2024-03-01", "danger_signs": "fever", "weight": "51.2", "total_qty": "7", "items": items}})
@@ -110,24 +110,24 @@ fn visits_and_their_items_follow_the_rules() {
     let item = json!({"item_code": "IFA", "qty": "3", "batch": "B1", "expiry": "2025-01-31"});
     let second = json!({"item_code": "ORS", "qty": "4", "batch": "B2", "expiry": "2025-02-28"});
     assert_cells(
-        &only(&items, &visit(item.clone()), &mut NothingRelated),
+        &only(&items, &visit(&item), &mut NothingRelated),
         &json!({"doc_id": "f1", "repeat_iteration": 0, "form_id": "f1", "idx": 0, "owner_id": "u1",
             "visit_date": "2024-03-01", "item_code": "IFA", "qty": 3, "batch": "B1", "expiry": "2025-01-31"}),
     );
-    let rows = evaluate(&items, &visit(json!([item, second])), &mut NothingRelated);
+    let rows = evaluate(&items, &visit(&json!([item, second])), &mut NothingRelated);
     assert_eq!(rows.len(), 2);
     assert_cells(&shown(&items, &rows[1]), &json!({"idx": 1, "repeat_iteration": 1, "item_code": "ORS", "qty": 4}));
-    assert!(evaluate(&items, &visit(Json::Null), &mut NothingRelated).is_empty());
+    assert!(evaluate(&items, &visit(&Json::Null), &mut NothingRelated).is_empty());
 
     let visits = source("visits");
     assert!(visits.accepts_subtype("http://openrosa.org/formdesigner/millrace/pnc_visit"));
     assert!(!visits.accepts_subtype("http://openrosa.org/formdesigner/millrace/delivery"));
     assert_cells(
-        &only(&visits, &visit(item), &mut NothingRelated),
+        &only(&visits, &visit(&item), &mut NothingRelated),
         &json!({"owner_id": "u1", "month": "2024-03", "is_danger": 1, "weight": 51.2, "total_qty": 7}),
     );
     for (signs, danger) in [(json!("none"), 0), (json!(""), 0), (Json::Null, 0), (json!("fever bleeding"), 1)] {
-        let mut form = visit(Json::Null);
+        let mut form = visit(&Json::Null);
         form["form"]["danger_signs"] = signs;
         assert_cells(&only(&visits, &form, &mut NothingRelated), &json!({"is_danger": danger}));
     }
@@ -226,6 +226,45 @@ fn every_problem_is_reported_with_its_place() {
     );
     assert!(errors.to_string().contains("`property_nam` is not an expression type"));
     assert!(DataSource::compile(&json!([])).is_err());
+}
+
+/// A data source of one column over cases of the sample domain.
+fn over_named(named: &Json, expression: &Json) -> Json {
+    json!({"domain": "demo", "table_id": "t", "referenced_doc_type": "CommCareCase", "named_expressions": named,
+    "configured_indicators": [
+        {"type": "expression", "column_id": "n", "datatype": "integer", "expression": expression}
+    ]})
+}
+
+#[test]
+fn chains_of_names_are_bounded() {
+    let chain = |length: usize| {
+        let link =
+            |i: usize| json!({"type": "root_doc", "expression": {"type": "named", "name": format!("n{}", i + 1)}});
+        let mut named: BTreeMap<String, Json> = (0..length).map(|i| (format!("n{i}"), link(i))).collect();
+        named.insert(format!("n{length}"), json!(1));
+        over_named(&json!(named), &json!({"type": "named", "name": "n0"}))
+    };
+    assert!(DataSource::compile(&chain(100)).is_ok());
+    let errors = DataSource::compile(&chain(20_000)).unwrap_err();
+    assert!(errors.to_string().contains("nested deeper"), "{errors}");
+}
+
+#[test]
+fn a_document_that_takes_too_long_fails() {
+    let every = |inner: Json| {
+        json!({"type": "reduce_items", "aggregation_fn": "count", "items_expression": {"type": "map_items",
+            "items_expression": {"type": "root_doc", "expression": {"type": "property_name", "property_name": "l"}},
+            "map_expression": inner}})
+    };
+    let cubed = every(every(every(json!({"type": "identity"}))));
+    let source = DataSource::compile(&over_named(&json!({}), &cubed)).unwrap();
+    let with = |length: usize| {
+        let json = json!({"_id": "c", "domain": "demo", "doc_type": "CommCareCase", "l": vec![0; length]});
+        source.evaluate(&Doc::from_value(&json).unwrap(), STAMP, 0, &mut NothingRelated)
+    };
+    assert_eq!(with(10).unwrap().len(), 1);
+    assert!(with(110).unwrap_err().to_string().contains("too many steps"));
 }
 
 #[test]

@@ -33,6 +33,7 @@ impl Expression for FilterItems {
         let Value::List(items) = self.items.eval(item, context)? else { return Ok(Value::list(Vec::new())) };
         let mut kept = Vec::new();
         for element in items.iter() {
+            context.step()?;
             if self.filter.test(&element, context)? {
                 kept.push(element);
             }
@@ -59,6 +60,7 @@ impl Expression for MapItems {
         let Value::List(items) = self.items.eval(item, context)? else { return Ok(Value::list(Vec::new())) };
         let mut values = Vec::with_capacity(items.len());
         for element in items.iter() {
+            context.step()?;
             values.push(self.map.eval(&element, context)?);
         }
         Ok(Value::list(values))
@@ -96,6 +98,7 @@ impl Expression for SortItems {
         let Value::List(items) = self.items.eval(item, context)? else { return Ok(Value::list(Vec::new())) };
         let mut keyed = Vec::with_capacity(items.len());
         for element in items.iter() {
+            context.step()?;
             keyed.push((self.key.eval(&element, context)?, element));
         }
         let sorted = stable_sort(keyed, &|(a, _), (b, _)| {

@@ -43,6 +43,7 @@ impl Expression for NamedExpression {
         {
             return Ok(value.clone());
         }
+        context.step()?;
         let value = self.expression.eval(item, context)?;
         if context.root.is_some() {
             if context.named.len() <= self.slot {

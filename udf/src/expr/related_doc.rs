@@ -101,6 +101,10 @@ impl Expression for RelatedDoc {
         }
         // A missing document is passed on as null: constants inside still have their value.
         let found = self.finder.find(&id, context).map_or(Value::Null, Value::from_doc);
-        self.value.eval(&found, &mut context.inside(Some(found.clone())))
+        context.step()?;
+        let mut inside = context.inside(Some(found.clone()));
+        let value = self.value.eval(&found, &mut inside);
+        context.steps = inside.steps;
+        value
     }
 }

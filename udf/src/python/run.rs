@@ -221,6 +221,7 @@ impl<'a, 'c, 'r> Run<'a, 'c, 'r> {
         let source = self.eval(&clause.source)?;
         let depth = self.locals.len();
         for value in elements(&source)? {
+            self.context.step()?;
             self.bind(&clause.targets, value)?;
             let mut keep = true;
             for condition in &clause.conditions {

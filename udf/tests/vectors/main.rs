@@ -4,7 +4,7 @@
 //! `freshness.jsonl` and `configs/`. Their format is described in the README beside them. Kinds this crate does not
 //! implement (reports) are counted and skipped.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::string_slice, reason = "tests may stop")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests may stop")]
 
 mod run;
 mod store;

@@ -370,9 +370,16 @@ mod tests {
         )
         .unwrap_err();
         let text = error.to_string();
-        for key in
-            ["domain:", "speed:", "listen.http:", "log.format:", "log.filtre:", "kafka.brokers:", "objects.url:", "ingest.lanes:"]
-        {
+        for key in [
+            "domain:",
+            "speed:",
+            "listen.http:",
+            "log.format:",
+            "log.filtre:",
+            "kafka.brokers:",
+            "objects.url:",
+            "ingest.lanes:",
+        ] {
             assert!(text.contains(&format!("\n  {key}")), "{key} is missing from {text}");
         }
         assert!(text.contains("did you mean `filter`?"), "{text}");

@@ -76,7 +76,10 @@ pub(crate) async fn first_start(config: &Config, ingest: &Arc<Ingest>) -> anyhow
             }
             // The first start was cut off before it kept the password, or the file is gone.
             let password = random_password();
-            accounts.set_password(&username, &password).await.context("could not set the administrator's password anew")?;
+            accounts
+                .set_password(&username, &password)
+                .await
+                .context("could not set the administrator's password anew")?;
             keep_new(&password)?;
             Ok(Some(Admin { domain, username, password, new: true }))
         }

@@ -465,7 +465,15 @@ mod tests {
             domain: "demo".to_owned(),
             username: "admin@demo".to_owned(),
             password: Secret("pw".to_owned()),
-            shape: Shape { rate: 100.0, forms: None, duration: Some(20.0), seed: 1, workers: None, concurrency: 64, json: true },
+            shape: Shape {
+                rate: 100.0,
+                forms: None,
+                duration: Some(20.0),
+                seed: 1,
+                workers: None,
+                concurrency: 64,
+                json: true,
+            },
             run: 3,
             from: None,
             set_up: false,
@@ -475,9 +483,12 @@ mod tests {
     #[test]
     fn a_run_ends_at_what_comes_first() {
         let mut shape = session().shape;
-        for (forms, duration, limit) in
-            [(None, Some(20.0), Some(2_000)), (Some(10), Some(20.0), Some(10)), (Some(9_999), None, Some(9_999)), (None, None, None)]
-        {
+        for (forms, duration, limit) in [
+            (None, Some(20.0), Some(2_000)),
+            (Some(10), Some(20.0), Some(10)),
+            (Some(9_999), None, Some(9_999)),
+            (None, None, None),
+        ] {
             (shape.forms, shape.duration) = (forms, duration);
             assert_eq!(shape.limit(), limit);
         }
@@ -491,7 +502,9 @@ mod tests {
         let good = outcome(&session(), &tally, second, &[], Tables::default(), true);
         assert!(good.good);
         assert_eq!(good.json["rate"]["achieved"], 10.0);
-        for field in ["forms", "latency_ms", "retries", "moves", "rows", "errors", "view_errors", "visibility", "seconds"] {
+        for field in
+            ["forms", "latency_ms", "retries", "moves", "rows", "errors", "view_errors", "visibility", "seconds"]
+        {
             assert!(good.json.get(field).is_some(), "{field}");
         }
         tally.with(|counts| counts.visible = 9);

@@ -73,7 +73,9 @@ pub(crate) enum PostgresError {
         needed_mb: u64,
     },
     /// Root runs us, and there is nobody to run Postgres as.
-    #[error("Postgres refuses to run as root, and this system has neither a user `postgres` nor `nobody`; create one, or run millrace as an ordinary user")]
+    #[error(
+        "Postgres refuses to run as root, and this system has neither a user `postgres` nor `nobody`; create one, or run millrace as an ordinary user"
+    )]
     NoAccount,
     /// The database belongs to someone else.
     #[error("the database in {} belongs to user id {owner}, but this process would run Postgres as user id {wanted}; start it as the same user as before, or choose another --data-dir", pgdata.display())]

@@ -16,9 +16,6 @@ use std::{
 
 use anyhow::Context;
 use axum::serve::ListenerExt;
-use ingest::Ingest;
-use metrics_exporter_prometheus::PrometheusHandle;
-use schemas::port::ViewReader;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -47,12 +44,6 @@ pub(crate) struct Running {
     pub(crate) postgres_addr: Option<SocketAddr>,
     /// Where everything is kept, absolute.
     pub(crate) data_dir: PathBuf,
-    /// Published snapshots.
-    pub(crate) views: Arc<dyn ViewReader>,
-    /// The way in.
-    pub(crate) ingest: Arc<Ingest>,
-    /// Renders the process's metrics.
-    pub(crate) metrics: PrometheusHandle,
     /// The administrator of the configured domain, when its password is known.
     pub(crate) admin: Option<Admin>,
     parts: Parts,
@@ -110,9 +101,6 @@ pub(crate) async fn start(mut config: Config) -> anyhow::Result<Running> {
         http_addr,
         postgres_addr,
         data_dir: config.data_dir,
-        views: Arc::clone(&parts.views),
-        ingest: Arc::clone(&parts.ingest),
-        metrics,
         admin,
         parts,
         stop,
@@ -225,9 +213,8 @@ pub(crate) fn prepare_data_dir(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(path).with_context(|| {
         format!("could not make the data directory {}; choose another with --data-dir", path.display())
     })?;
-    let path = path
-        .canonicalize()
-        .with_context(|| format!("could not resolve the data directory {}", path.display()))?;
+    let path =
+        path.canonicalize().with_context(|| format!("could not resolve the data directory {}", path.display()))?;
     if made {
         // Others may pass through (the private Postgres may run as another user) but not look around.
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o711))

@@ -27,8 +27,7 @@ use self::sampler::History;
 
 const PAGE: &str = include_str!("status/index.html");
 /// Nothing on the page comes from elsewhere, and nothing may.
-const POLICY: &str =
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
 /// Who may see the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +92,8 @@ fn is_local(peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
         _ => host,
     };
     let bare = name.trim_start_matches('[').trim_end_matches(']');
-    let here = name.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
+    let here = name.eq_ignore_ascii_case("localhost")
+        || bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
     !forwarded && here && peer.is_some_and(|ip| ip.to_canonical().is_loopback())
 }
 

@@ -23,7 +23,8 @@ static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 /// # Errors
 /// The filter is wrong, or logging has begun already.
 pub(crate) fn start(log: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&log.filter).with_context(|| format!("could not read log filter `{}`", log.filter))?;
+    let filter =
+        EnvFilter::try_new(&log.filter).with_context(|| format!("could not read log filter `{}`", log.filter))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {
         LogFormat::Human => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),

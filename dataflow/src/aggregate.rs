@@ -16,6 +16,7 @@ use udf::aggregate_view::{Aggregate, AggregateView, Function};
 
 use crate::{
     rows::IndexNo,
+    table::KeyedRows,
     view::{Instance, Logic, ViewNo},
 };
 
@@ -107,7 +108,9 @@ impl Aggregates {
         let Some(installed) = self.views.get(&no) else { return Next::Drop };
         let Logic::Groups { view, .. } = &installed.instance.logic else { return Next::Drop };
         let level = rows.len().saturating_sub(1);
-        let (Some(join), Some(index)) = (view.joins.get(level), installed.indexes.get(level)) else { return Next::Done };
+        let (Some(join), Some(index)) = (view.joins.get(level), installed.indexes.get(level)) else {
+            return Next::Done;
+        };
         let key: Vec<Cell> = join.left.iter().map(|column| AggregateView::cell(rows, *column).clone()).collect();
         if key.contains(&Cell::Null) { Next::Drop } else { Next::Join((*index, key)) }
     }
@@ -127,10 +130,10 @@ impl Aggregates {
         let Some(installed) = self.views.get_mut(&no) else { return };
         let Logic::Groups { view, .. } = &installed.instance.logic else { return };
         let diff = i64::try_from(diff).unwrap_or_default();
-        let group = installed.groups.entry(key.clone()).or_insert_with(|| Group {
-            rows: 0,
-            accumulators: view.aggregates.iter().map(Accumulator::new).collect(),
-        });
+        let group = installed
+            .groups
+            .entry(key.clone())
+            .or_insert_with(|| Group { rows: 0, accumulators: view.aggregates.iter().map(Accumulator::new).collect() });
         group.rows += diff;
         for (aggregate, accumulator) in view.aggregates.iter().zip(&mut group.accumulators) {
             if aggregate.filter.as_ref().is_none_or(|filter| filter.passes(rows)) {
@@ -141,8 +144,8 @@ impl Aggregates {
     }
 
     /// Takes the groups that changed: per view, each group's key text and its row (none if it is empty now).
-    pub(crate) fn changed(&mut self, stamp: i64) -> BTreeMap<ViewNo, Vec<(Arc<str>, Vec<Row>)>> {
-        let mut changed: BTreeMap<ViewNo, Vec<(Arc<str>, Vec<Row>)>> = BTreeMap::new();
+    pub(crate) fn changed(&mut self, stamp: i64) -> BTreeMap<ViewNo, Vec<KeyedRows>> {
+        let mut changed: BTreeMap<ViewNo, Vec<KeyedRows>> = BTreeMap::new();
         for (no, key) in std::mem::take(&mut self.touched) {
             let Some(installed) = self.views.get_mut(&no) else { continue };
             let Logic::Groups { view, .. } = &installed.instance.logic else { continue };

@@ -102,7 +102,8 @@ impl Catalog {
     ) -> ViewNo {
         self.last += 1;
         let no = ViewNo(self.last);
-        let instance = Arc::new(Instance { no, domain: domain.clone(), id: id.to_owned(), logic, schema, stamp_column });
+        let instance =
+            Arc::new(Instance { no, domain: domain.clone(), id: id.to_owned(), logic, schema, stamp_column });
         commands.push(Command::Install(Arc::clone(&instance)));
         let installed =
             Installed { instance, complete: false, started: Instant::now(), done: 0, total: 0, table: None };
@@ -112,7 +113,13 @@ impl Catalog {
     }
 
     /// Takes in a definition document; `None` drops the view.
-    pub(crate) fn define(&mut self, domain: &DomainId, kind: DocKind, id: &str, document: Option<&str>) -> Vec<Command> {
+    pub(crate) fn define(
+        &mut self,
+        domain: &DomainId,
+        kind: DocKind,
+        id: &str,
+        document: Option<&str>,
+    ) -> Vec<Command> {
         let mut commands = self.domain(domain);
         let key = (domain.clone(), kind, id.to_owned());
         let Some(text) = document else {
@@ -122,7 +129,11 @@ impl Catalog {
         self.dirty.insert(domain.clone());
         let document = serde_json::from_str(text).unwrap_or(Value::Null);
         self.definitions.entry(key.clone()).or_default().document = document;
-        if kind == DocKind::DataSource { self.build_source(&key, &mut commands) } else { self.build_groups(&key, &mut commands) }
+        if kind == DocKind::DataSource {
+            self.build_source(&key, &mut commands)
+        } else {
+            self.build_groups(&key, &mut commands)
+        }
         commands
     }
 
@@ -133,7 +144,14 @@ impl Catalog {
             Ok(source) => {
                 let schema = Arc::new(source.schema().clone());
                 let stamp_column = schema.position("inserted_at");
-                Ok(self.install(domain, id, Logic::Rows(RowLogic::Source(source)), schema, stamp_column, commands))
+                Ok(self.install(
+                    domain,
+                    id,
+                    Logic::Rows(RowLogic::Source(Box::new(source))),
+                    schema,
+                    stamp_column,
+                    commands,
+                ))
             }
             Err(errors) => Err(errors.to_string()),
         };
@@ -146,7 +164,9 @@ impl Catalog {
             .filter(|((of, kind, _), definition)| {
                 of == domain
                     && *kind == DocKind::AggregateView
-                    && AggregateView::tables_of(&definition.document).iter().any(|name| Some(name.as_str()) == table.as_deref())
+                    && AggregateView::tables_of(&definition.document)
+                        .iter()
+                        .any(|name| Some(name.as_str()) == table.as_deref())
             })
             .map(|(key, _)| key.clone())
             .collect();
@@ -167,7 +187,14 @@ impl Catalog {
                 let inputs = view.sources.iter().filter_map(|source| self.source(domain, &source.table)).collect();
                 let schema = Arc::clone(&view.schema);
                 let stamp_column = schema.position(UPDATED_AT);
-                Ok(self.install(domain, id, Logic::Groups { view, inputs }, schema, stamp_column, commands))
+                Ok(self.install(
+                    domain,
+                    id,
+                    Logic::Groups { view: Box::new(view), inputs },
+                    schema,
+                    stamp_column,
+                    commands,
+                ))
             }
             Err(errors) => Err(errors.to_string()),
         };
@@ -232,9 +259,7 @@ impl Catalog {
 
     /// Commands that evaluate every view that reads the clock once more.
     pub(crate) fn revisit(&self) -> Vec<Command> {
-        let reads_clock = |installed: &&Installed| {
-            matches!(&installed.instance.logic, Logic::Rows(RowLogic::Source(source)) if source.reads_clock())
-        };
+        let reads_clock = |installed: &&Installed| matches!(&installed.instance.logic, Logic::Rows(RowLogic::Source(source)) if source.reads_clock());
         self.instances.values().filter(reads_clock).map(|i| Command::Revisit(Arc::clone(&i.instance))).collect()
     }
 
@@ -280,7 +305,8 @@ impl Catalog {
         // A source and the aggregate views built on it change together, or neither does.
         loop {
             let waits = |no: &ViewNo| {
-                let inputs_wait = self.inputs(*no).iter().any(|input| building.contains(input) && !ready.contains(input));
+                let inputs_wait =
+                    self.inputs(*no).iter().any(|input| building.contains(input) && !ready.contains(input));
                 let readers_wait =
                     building.iter().any(|reader| !ready.contains(reader) && self.inputs(*reader).contains(no));
                 inputs_wait || readers_wait

@@ -203,7 +203,8 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
     fn run_commands(&mut self, commands: Vec<Command>) -> Result<(), DataflowError> {
         self.tick = Tick(self.tick.0 + 1);
         let now = self.wall.now_micros();
-        let report = (self.run_tick)(TickBatch { tick: self.tick, now, stamp: self.stamp, commands, ..TickBatch::default() })?;
+        let report =
+            (self.run_tick)(TickBatch { tick: self.tick, now, stamp: self.stamp, commands, ..TickBatch::default() })?;
         self.walking |= report.walking;
         self.catalog.tables(report.published.tables, report.published.errors);
         Ok(())

@@ -93,7 +93,13 @@ impl Documents {
     }
 
     /// The documents of a kind in places `start..end` of the walk order, with their present versions.
-    pub(crate) fn slice(&self, domain: &DomainId, kind: DocKind, start: usize, end: usize) -> impl Iterator<Item = (&DocKey, &Version)> {
+    pub(crate) fn slice(
+        &self,
+        domain: &DomainId,
+        kind: DocKind,
+        start: usize,
+        end: usize,
+    ) -> impl Iterator<Item = (&DocKey, &Version)> {
         let slots = self.kinds.get(&(domain.clone(), kind)).map_or(&[][..], Vec::as_slice);
         let end = end.min(slots.len());
         slots.get(start.min(end)..end).unwrap_or_default().iter().filter_map(|slot| {
@@ -120,7 +126,11 @@ mod tests {
         assert_eq!(documents.upsert(&key("a"), Stamp(4), version(4, "0")), None);
         assert!(documents.upsert(&key("b"), Stamp(6), version(6, "2")).is_some());
         assert!(documents.upsert(&key("a"), Stamp(7), None).is_some());
-        assert_eq!(documents.upsert(&key("a"), Stamp(6), version(6, "9")), None, "a deletion is not undone by an older record");
+        assert_eq!(
+            documents.upsert(&key("a"), Stamp(6), version(6, "9")),
+            None,
+            "a deletion is not undone by an older record"
+        );
         let walked: Vec<_> = documents.slice(&domain, DocKind::Case, 0, 10).map(|(key, _)| key.id.as_str()).collect();
         assert_eq!((walked, documents.count(&domain, DocKind::Case)), (vec!["b"], 2));
     }

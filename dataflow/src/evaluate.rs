@@ -184,11 +184,13 @@ impl Evaluator {
         let subject = self.subjects.get(key);
         let mut asked_now: SmallVec<[(ViewNo, Vec<RelationKey>); 2]> = SmallVec::new();
         for no in views {
-            let Some(Instance { logic: Logic::Rows(logic), schema, stamp_column, .. }) = self.instances.get(no).map(|i| &**i)
+            let Some(Instance { logic: Logic::Rows(logic), schema, stamp_column, .. }) =
+                self.instances.get(no).map(|i| &**i)
             else {
                 continue;
             };
-            let mut lookup = Lookups { subject: key, answers: subject.map(|s| &s.answers), asked: Vec::new(), newest: Stamp(0) };
+            let mut lookup =
+                Lookups { subject: key, answers: subject.map(|s| &s.answers), asked: Vec::new(), newest: Stamp(0) };
             let mut outcome = match (version, logic) {
                 (None, _) => Ok(Vec::new()),
                 (Some(version), RowLogic::Source(source)) => source

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 
 /// Handles, made once.
 #[derive(Clone)]
@@ -21,7 +23,10 @@ impl Metrics {
         describe_counter!("millrace_dataflow_records_total", "Change records and scanned documents taken in.");
         describe_counter!("millrace_dataflow_walked_total", "Documents and rows walked for views being built.");
         describe_histogram!("millrace_dataflow_tick_seconds", "Time of one tick, from batch to published tables.");
-        describe_gauge!("millrace_dataflow_freshness_seconds", "Publication time minus the newest published commit time, at the last publication that brought changes.");
+        describe_gauge!(
+            "millrace_dataflow_freshness_seconds",
+            "Publication time minus the newest published commit time, at the last publication that brought changes."
+        );
         describe_gauge!("millrace_dataflow_view_errors", "Documents that a view could not evaluate.");
         Self {
             ticks: counter!("millrace_dataflow_ticks_total"),

@@ -163,8 +163,11 @@ impl Relations {
             return;
         }
         for (document, version) in self.answers.get(&demand.relation).into_iter().flatten() {
-            let related =
-                Related { relation: demand.relation.clone(), document: document.clone(), version: Some(version.clone()) };
+            let related = Related {
+                relation: demand.relation.clone(),
+                document: document.clone(),
+                version: Some(version.clone()),
+            };
             tell(Answer { subject: demand.subject.clone(), related });
         }
         self.subjects.entry(demand.relation).or_default().insert(demand.subject);

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::TableError,
     evaluate::RowChange,
-    table::TableWriter,
+    table::{KeyedRows, TableWriter},
     view::{Instance, ViewNo, view_errors},
 };
 
@@ -175,8 +175,8 @@ impl Tables {
                     order.push(document);
                 }
             }
-            let mut rows: Vec<(Arc<str>, Vec<Row>)> = Vec::with_capacity(order.len());
-            let mut errors: Vec<(Arc<str>, Vec<Row>)> = Vec::new();
+            let mut rows: Vec<KeyedRows> = Vec::with_capacity(order.len());
+            let mut errors: Vec<KeyedRows> = Vec::new();
             for document in order {
                 let Some(change) = last.remove(&document) else { continue };
                 let new = match change.outcome {
@@ -206,7 +206,10 @@ impl Tables {
             self.dirty.insert(no);
             if !errors.is_empty() {
                 let domain = held.domain.clone();
-                let table = self.errors.entry(domain.clone()).or_insert_with(|| TableWriter::new(Arc::new(view_errors()), Some(3)));
+                let table = self
+                    .errors
+                    .entry(domain.clone())
+                    .or_insert_with(|| TableWriter::new(Arc::new(view_errors()), Some(3)));
                 table.apply(tick, &errors)?;
                 self.dirty_errors.insert(domain);
             }
@@ -215,7 +218,7 @@ impl Tables {
     }
 
     /// Replaces rows of an aggregate view's table by group.
-    pub(crate) fn replace(&mut self, tick: Tick, no: ViewNo, groups: &[(Arc<str>, Vec<Row>)]) -> Result<(), TableError> {
+    pub(crate) fn replace(&mut self, tick: Tick, no: ViewNo, groups: &[KeyedRows]) -> Result<(), TableError> {
         let Some(held) = self.held.get_mut(&no) else { return Ok(()) };
         held.writer.apply(tick, groups)?;
         self.dirty.insert(no);
@@ -227,7 +230,10 @@ impl Tables {
         let tables = std::mem::take(&mut self.dirty);
         let errors = std::mem::take(&mut self.dirty_errors);
         Published {
-            tables: tables.into_iter().filter_map(|no| Some((no, Arc::new(self.held.get(&no)?.writer.publish())))).collect(),
+            tables: tables
+                .into_iter()
+                .filter_map(|no| Some((no, Arc::new(self.held.get(&no)?.writer.publish()))))
+                .collect(),
             errors: errors
                 .into_iter()
                 .filter_map(|domain| {
@@ -245,11 +251,7 @@ fn error_key(no: ViewNo, document: &str) -> Arc<str> {
 }
 
 fn error_row(view: &str, document: &str, message: &str, stamp: i64) -> Row {
-    let cells = [
-        Cell::Text(view.into()),
-        Cell::Text(document.into()),
-        Cell::Text(message.into()),
-        Cell::Datetime(stamp),
-    ];
+    let cells =
+        [Cell::Text(view.into()), Cell::Text(document.into()), Cell::Text(message.into()), Cell::Datetime(stamp)];
     Row::from(cells.to_vec())
 }

@@ -35,6 +35,9 @@ struct Part {
     ids: RowIds,
 }
 
+/// All rows of a key (a document's id, a group's values as text) from now on.
+pub(crate) type KeyedRows = (Arc<str>, Vec<Row>);
+
 /// Writes one table.
 pub(crate) struct TableWriter {
     schema: Arc<TableSchema>,
@@ -87,7 +90,7 @@ impl TableWriter {
     ///
     /// # Errors
     /// An [`ArrowError`] if a cell is not of its column's type, which checked rows never are.
-    pub(crate) fn apply(&mut self, tick: Tick, changes: &[(Arc<str>, Vec<Row>)]) -> Result<(), ArrowError> {
+    pub(crate) fn apply(&mut self, tick: Tick, changes: &[KeyedRows]) -> Result<(), ArrowError> {
         self.changed_at = tick;
         let first = self.next_row_id;
         let mut rows: Vec<&Row> = Vec::new();
@@ -112,7 +115,7 @@ impl TableWriter {
         self.index.sweep(tick);
         let kept: Vec<(u64, &Row)> = (first..).zip(rows).filter(|(_, row)| !row.is_empty()).collect();
         if !kept.is_empty() {
-            let batch = batch(&self.schema, &self.arrow, kept.iter().map(|(_, row)| row.as_ref()))?;
+            let batch = batch(&self.schema, &self.arrow, &kept.iter().map(|(_, row)| row.as_ref()))?;
             let ids = RowIds::new(kept.iter().map(|(id, _)| *id));
             self.live_rows += kept.len();
             self.push(batch, ids);
@@ -144,7 +147,8 @@ impl TableWriter {
             let Some(last) = self.parts.last() else { return Ok(()) };
             let class = class(&last.segment);
             let same = self.parts.iter().rev().take_while(|part| class_le(&part.segment, class)).count();
-            if same < FAN || self.parts.iter().rev().take(same).map(|p| p.segment.live_rows()).sum::<usize>() > MAX_ROWS {
+            if same < FAN || self.parts.iter().rev().take(same).map(|p| p.segment.live_rows()).sum::<usize>() > MAX_ROWS
+            {
                 break;
             }
             let from = self.parts.len() - same;

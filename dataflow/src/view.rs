@@ -26,7 +26,7 @@ pub(crate) enum Logic {
     /// Groups over the rows of other instances.
     Groups {
         /// The compiled definition.
-        view: AggregateView,
+        view: Box<AggregateView>,
         /// The instance behind each of its sources.
         inputs: Vec<ViewNo>,
     },
@@ -36,7 +36,7 @@ pub(crate) enum Logic {
 #[derive(Debug)]
 pub(crate) enum RowLogic {
     /// A UCR data source.
-    Source(DataSource),
+    Source(Box<DataSource>),
     /// The built-in table of all cases.
     CaseDocuments,
     /// The built-in table of all forms.

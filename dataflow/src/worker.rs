@@ -31,7 +31,10 @@ use schemas::{
 use serde::{Deserialize, Serialize};
 use timely::{
     container::CapacityContainerBuilder,
-    dataflow::{InputHandle, ProbeHandle, operators::{Input, Probe}},
+    dataflow::{
+        InputHandle, ProbeHandle,
+        operators::{Input, Probe},
+    },
     worker::Worker,
 };
 
@@ -150,6 +153,9 @@ struct State {
     stamp: Rc<StdCell<i64>>,
 }
 
+/// Which rows by which columns: a table, its key columns, and those that are read.
+type IndexKey = (ViewNo, Vec<usize>, Arc<[bool]>);
+
 /// One worker, driven tick by tick.
 pub(crate) struct Engine {
     state: State,
@@ -159,7 +165,7 @@ pub(crate) struct Engine {
     probe: ProbeHandle<u64>,
     walks: VecDeque<Walk>,
     /// Indexes by table, key columns and columns read.
-    indexes: HashMap<(ViewNo, Vec<usize>, Arc<[bool]>), IndexNo>,
+    indexes: HashMap<IndexKey, IndexNo>,
     next_index: u32,
     progress: BTreeMap<ViewNo, (usize, usize)>,
     worker: u64,
@@ -296,7 +302,12 @@ impl Engine {
     }
 
     /// The feeds of an aggregate view, each with the table it reads and whether it has to be filled.
-    fn feeds(&mut self, instance: &Arc<Instance>, view: &udf::aggregate_view::AggregateView, inputs: &[ViewNo]) -> Vec<(ViewNo, Feed, bool)> {
+    fn feeds(
+        &mut self,
+        instance: &Arc<Instance>,
+        view: &udf::aggregate_view::AggregateView,
+        inputs: &[ViewNo],
+    ) -> Vec<(ViewNo, Feed, bool)> {
         let columns_read = view.columns_read();
         let mut feeds = Vec::new();
         let mut indexes = Vec::new();
@@ -374,12 +385,14 @@ impl Engine {
             if end > next {
                 match walk {
                     Walk::Documents { view, domain, kind, next, .. } => {
-                        let arrival = Arrival::Visit { view: *view, domain: domain.clone(), kind: *kind, start: *next, end };
+                        let arrival =
+                            Arrival::Visit { view: *view, domain: domain.clone(), kind: *kind, start: *next, end };
                         self.arrivals.send(arrival);
                         *next = end;
                     }
                     Walk::Rows { table, feed, diff, next, .. } => {
-                        let slice = RowWalk { table: Arc::clone(table), feed: feed.clone(), diff: *diff, start: *next, end };
+                        let slice =
+                            RowWalk { table: Arc::clone(table), feed: feed.clone(), diff: *diff, start: *next, end };
                         if self.state.row_walks.borrow().is_empty() {
                             self.nudges.send(());
                         }

@@ -1,6 +1,8 @@
 //! The change log read from a Kafka broker: each record once, in order, from the right place, whatever happens to the
 //! broker. The messages are written here as the relay writes them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 #[path = "../../tests/kafka/broker.rs"]
 mod broker;
 
@@ -67,7 +69,8 @@ impl Writer {
     }
 
     async fn records(&self, writer: u16, sequences: impl IntoIterator<Item = u64>) {
-        let texts: Vec<_> = sequences.into_iter().map(|sequence| (at(writer, sequence), wire(at(writer, sequence)))).collect();
+        let texts: Vec<_> =
+            sequences.into_iter().map(|sequence| (at(writer, sequence), wire(at(writer, sequence)))).collect();
         let sends = texts.iter().map(|(position, text)| self.message(*position, None, Some(text.as_bytes())));
         // Queued in order, since each future queues its message when it is first polled.
         futures_in_order(sends.collect()).await;
@@ -172,11 +175,7 @@ async fn the_start_is_found_in_a_long_log(broker: &mut Broker) {
 }
 
 async fn a_missing_record_is_a_gap(broker: &mut Broker) {
-    let is_gap = |wanted: u64, earliest: u64| {
-        move |event: &Result<SourceEvent, SourceError>| {
-            matches!(event, Err(SourceError::Gap { wanted: w, earliest: e, .. }) if w.0 == wanted && e.0 == earliest)
-        }
-    };
+    let is_gap = |wanted: u64, earliest: u64| move |event: &Result<SourceEvent, SourceError>| matches!(event, Err(SourceError::Gap { wanted: w, earliest: e, .. }) if w.0 == wanted && e.0 == earliest);
     broker.reset(Some(2)).await;
     let writer = Writer::new(broker, 2);
     writer.records(0, 10..=12).await;
@@ -221,9 +220,11 @@ async fn a_topic_that_is_missing_is_waited_for(broker: &mut Broker) {
     }
     broker.reset(None).await;
     let mut source = open(broker, &[]);
-    until(&mut source, "word of the topic", |event| {
-        matches!(event, Err(SourceError::Unavailable(reason)) if reason.contains("millrace.changes"))
-    })
+    until(
+        &mut source,
+        "word of the topic",
+        |event| matches!(event, Err(SourceError::Unavailable(reason)) if reason.contains("millrace.changes")),
+    )
     .await;
     broker.reset(Some(2)).await;
     let writer = Writer::new(broker, 2);

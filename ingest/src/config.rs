@@ -45,7 +45,7 @@ pub struct IngestConfig {
     /// Directory behind the object store, when it is the local file system: packs are flushed to its disk before their
     /// bytes leave Postgres. Default none.
     pub blob_directory: Option<PathBuf>,
-    /// Seconds that verified credentials are remembered. Default 60.
+    /// Seconds that verified credentials are remembered. Default 300.
     pub credential_seconds: u64,
 }
 
@@ -70,7 +70,7 @@ impl Default for IngestConfig {
             outbox_limit: 5_000_000,
             mover_delay_ms: 2000,
             blob_directory: None,
-            credential_seconds: 60,
+            credential_seconds: 300,
         }
     }
 }

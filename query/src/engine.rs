@@ -22,7 +22,8 @@ use datafusion::{
     },
     config::Dialect,
     execution::{
-        SessionState, SessionStateBuilder, TaskContext, memory_pool::GreedyMemoryPool,
+        SessionState, SessionStateBuilder, TaskContext,
+        memory_pool::GreedyMemoryPool,
         runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
     },
     logical_expr::{Expr, LogicalPlan, Volatility, planner::TypePlanner},
@@ -192,12 +193,11 @@ impl Engine {
     ///
     /// # Errors
     /// Everything that can be known before the first row.
-    pub(crate) async fn run(
-        &self,
-        scope: &Arc<Scope>,
-        plan: LogicalPlan,
-        ask: Ask,
-    ) -> Result<Answer, QueryError> {
+    pub(crate) async fn run(&self, scope: &Arc<Scope>, plan: LogicalPlan, ask: Ask) -> Result<Answer, QueryError> {
+        let open = plan.get_parameter_names()?.len();
+        if open > 0 {
+            return Err(QueryError::Parameter(format!("the statement has {open} parameters, no values were given")));
+        }
         self.start(scope, plan, false, ask).await
     }
 
@@ -255,9 +255,8 @@ impl Engine {
                 state.create_physical_plan(&plan).await
             }
         };
-        let plan = tokio::time::timeout_at(deadline, plan)
-            .await
-            .map_err(|_| QueryError::Timeout { after: ask.timeout })??;
+        let plan =
+            tokio::time::timeout_at(deadline, plan).await.map_err(|_| QueryError::Timeout { after: ask.timeout })??;
         let statistics = StatisticsContext::new().compute(plan.as_ref(), &StatisticsArgs::new())?;
         if let Precision::Exact(rows) = statistics.num_rows
             && rows > ask.max_rows
@@ -300,7 +299,8 @@ fn reads_clock(plan: &LogicalPlan) -> PlanResult<bool> {
 }
 
 fn base_state(config: &QueryConfig, runtime: Arc<RuntimeEnv>) -> Result<SessionState, QueryError> {
-    let mut session = SessionConfig::new().with_target_partitions(config.partitions.max(1)).with_information_schema(true);
+    let mut session =
+        SessionConfig::new().with_target_partitions(config.partitions.max(1)).with_information_schema(true);
     session.options_mut().sql_parser.dialect = Dialect::PostgreSQL;
     let context = SessionContext::new_with_config_rt(session, runtime);
     let catalog = context.state().config_options().catalog.default_catalog.clone();

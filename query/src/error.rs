@@ -45,7 +45,10 @@ pub enum QueryError {
     #[error("could not parse statement: {0}")]
     Syntax(String),
     /// A table that the domain does not have.
-    #[error("table `{name}` does not exist in domain `{domain}`{}", hint(close, "select * from system.tables lists them"))]
+    #[error(
+        "table `{name}` does not exist in domain `{domain}`{}",
+        hint(close, "select * from system.tables lists them")
+    )]
     UnknownTable {
         /// As written.
         name: String,
@@ -66,7 +69,9 @@ pub enum QueryError {
     #[error("{0}")]
     UnknownFunction(String),
     /// The statement would change something.
-    #[error("{what} is not possible here: tables are read-only and kept current by the server; only queries are accepted")]
+    #[error(
+        "{what} is not possible here: tables are read-only and kept current by the server; only queries are accepted"
+    )]
     ReadOnly {
         /// The kind of statement.
         what: String,

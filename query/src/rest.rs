@@ -8,7 +8,10 @@ mod forms;
 mod page;
 mod scan;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -37,6 +40,9 @@ struct Read {
     tables: Arc<DomainTables>,
     /// The request's parameters without `wait_for`.
     parameters: Vec<(String, String)>,
+    /// When the answer has to be found.
+    until: Instant,
+    timeout: Duration,
 }
 
 /// How a resource words its failures.
@@ -55,7 +61,7 @@ async fn read(
     headers: &HeaderMap,
     uri: &Uri,
     wording: Wording,
-    answer: impl FnOnce(&Read) -> Result<Response, QueryError>,
+    answer: impl FnOnce(&Read) -> Result<Response, QueryError> + Send + 'static,
 ) -> Response {
     let principal = match http::caller(&doors.state, domain, headers).await {
         Ok(principal) => principal,
@@ -64,8 +70,11 @@ async fn read(
     let domain = principal.domain.clone();
     let (mut response, freshness) = match take(doors, principal, uri).await {
         Ok(read) => {
-            let response = answer(&read).unwrap_or_else(|error| refuse(&error, wording));
-            (response, Freshness::of(&read.snapshot, &read.tables))
+            let freshness = Freshness::of(&read.snapshot, &read.tables);
+            // A pass over many documents must not hold up the threads that serve connections.
+            let answered = tokio::task::spawn_blocking(move || answer(&read)).await;
+            let answered = answered.unwrap_or_else(|error| Err(QueryError::Internal(error.to_string())));
+            (answered.unwrap_or_else(|error| refuse(&error, wording)), freshness)
         }
         Err(error) => (refuse(&error, wording), Freshness::now(&doors.state, &domain)),
     };
@@ -85,7 +94,8 @@ async fn take(doors: &Doors, principal: Principal, uri: &Uri) -> Result<Read, Qu
     };
     let tables = snapshot.domains.get(&principal.domain).cloned().unwrap_or_default();
     let parameters = parameters.into_iter().filter(|(name, _)| name != "wait_for").collect();
-    Ok(Read { principal, snapshot, tables, parameters })
+    let timeout = doors.state.config.statement_timeout();
+    Ok(Read { principal, snapshot, tables, parameters, until: Instant::now() + timeout, timeout })
 }
 
 fn refuse(error: &QueryError, wording: Wording) -> Response {

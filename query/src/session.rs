@@ -8,7 +8,9 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use datafusion::{
     catalog::{TableFunctionArgs, cte_worktable::CteWorkTable},
-    common::{DFSchema, DataFusionError, Result, ScalarValue, TableReference, config::ConfigOptions, plan_datafusion_err},
+    common::{
+        DFSchema, DataFusionError, Result, ScalarValue, TableReference, config::ConfigOptions, plan_datafusion_err,
+    },
     datasource::provider_as_source,
     execution::SessionState,
     logical_expr::{

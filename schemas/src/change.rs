@@ -97,7 +97,6 @@ pub struct ChangedDocument {
 /// Version of the wire form below; readers refuse versions they do not know.
 pub const WIRE_VERSION: u32 = 1;
 
-
 /// A log entry that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {

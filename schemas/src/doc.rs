@@ -387,7 +387,10 @@ impl<'de> Visitor<'de> for Encode<'_> {
     fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
         match i64::try_from(value) {
             Ok(value) => self.visit_i64(value),
-            #[expect(clippy::cast_precision_loss, reason = "JSON numbers beyond 63 bits are floats in our value domain")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "JSON numbers beyond 63 bits are floats in our value domain"
+            )]
             Err(_) => self.visit_f64(value as f64),
         }
     }
@@ -493,13 +496,9 @@ mod tests {
 
     #[test]
     fn json_round_trips_in_order() {
-        for text in [
-            r#"{"b":1,"a":{"z":[1,2.5,"x",null,true,false,{}],"y":""},"c":[]}"#,
-            "[]",
-            "null",
-            r#""आशा & <x>""#,
-            "-12",
-        ] {
+        for text in
+            [r#"{"b":1,"a":{"z":[1,2.5,"x",null,true,false,{}],"y":""},"c":[]}"#, "[]", "null", r#""आशा & <x>""#, "-12"]
+        {
             assert_eq!(Doc::from_json(text).unwrap().to_json(), text);
         }
     }

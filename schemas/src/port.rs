@@ -95,7 +95,9 @@ pub trait Bootstrap: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WaitError {
     /// The deadline passed first.
-    #[error("{wanted} is not visible yet after {waited:?} (visible: {visible}); try again, or check that the receipt is of this installation")]
+    #[error(
+        "{wanted} is not visible yet after {waited:?} (visible: {visible}); try again, or check that the receipt is of this installation"
+    )]
     Timeout {
         /// The receipt.
         wanted: Position,

@@ -222,8 +222,9 @@ impl Store {
         let (mut postgres, mut lock) = (None, None);
         if config.embedded_postgres() {
             if server::in_use(&config.data_dir) {
-                ingest_config.database_url = Postgres::url_of_running(&config.data_dir)
-                    .with_context(|| format!("the server in {} is still starting; try again", config.data_dir.display()))?;
+                ingest_config.database_url = Postgres::url_of_running(&config.data_dir).with_context(|| {
+                    format!("the server in {} is still starting; try again", config.data_dir.display())
+                })?;
             } else {
                 lock = Some(server::lock(&config.data_dir).await?);
                 let started = Postgres::start(&assemble::postgres_options(&config)).await?;

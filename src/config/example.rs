@@ -80,9 +80,7 @@ fn literal(value: &Value) -> Option<String> {
         Value::Null => None,
         // TOML's basic strings escape what JSON escapes.
         Value::String(_) | Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
-        Value::Array(items) => {
-            Some(format!("[{}]", items.iter().filter_map(literal).collect::<Vec<_>>().join(", ")))
-        }
+        Value::Array(items) => Some(format!("[{}]", items.iter().filter_map(literal).collect::<Vec<_>>().join(", "))),
         Value::Object(_) => Some("{}".to_owned()),
     }
 }

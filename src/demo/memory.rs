@@ -39,7 +39,9 @@ impl Peaks {
         for pid in [own].into_iter().chain(postgres).chain(children) {
             let directory = proc.join(pid.to_string());
             let Ok(status) = std::fs::read_to_string(directory.join("status")) else { continue };
-            let Some(peak) = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).and_then(kilobytes) else { continue };
+            let Some(peak) = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).and_then(kilobytes) else {
+                continue;
+            };
             if pid != own && self.0.len() >= LISTED && !self.0.contains_key(&pid) {
                 continue;
             }
@@ -67,11 +69,7 @@ fn title(directory: &Path) -> String {
     let line = std::fs::read(directory.join("cmdline")).unwrap_or_default();
     let text = String::from_utf8_lossy(&line).replace('\0', " ");
     let text = text.trim();
-    if text.starts_with("postgres:") {
-        text.chars().take(80).collect()
-    } else {
-        "postgres".to_owned()
-    }
+    if text.starts_with("postgres:") { text.chars().take(80).collect() } else { "postgres".to_owned() }
 }
 
 #[cfg(test)]

@@ -33,7 +33,9 @@ impl DemoState {
             Err(error) => return Err(error).with_context(|| format!("could not read {}", path.display())),
         };
         let state = serde_json::from_str(&text);
-        state.map(Some).with_context(|| format!("could not read {}; delete it to begin with a new population", path.display()))
+        state
+            .map(Some)
+            .with_context(|| format!("could not read {}; delete it to begin with a new population", path.display()))
     }
 
     /// Writes the file, whole or not at all.
@@ -43,7 +45,8 @@ impl DemoState {
     pub(crate) fn write(&self, data_dir: &Path) -> anyhow::Result<()> {
         let path = data_dir.join(FILE);
         let unfinished = path.with_extension("json.new");
-        let written = fs::write(&unfinished, serde_json::to_vec_pretty(self)?).and_then(|()| fs::rename(&unfinished, &path));
+        let written =
+            fs::write(&unfinished, serde_json::to_vec_pretty(self)?).and_then(|()| fs::rename(&unfinished, &path));
         written.with_context(|| format!("could not write {}", path.display()))
     }
 }

@@ -113,8 +113,20 @@ pub(crate) struct Driver {
 }
 
 enum Answer {
-    Form { ticket: u64, effects: Effects, novelty: Novelty, due: Instant, began: Instant, result: Result<Option<Position>, WriteError> },
-    Move { ticket: u64, id: String, inside: String, result: Result<Option<Position>, WriteError> },
+    Form {
+        ticket: u64,
+        effects: Effects,
+        novelty: Novelty,
+        due: Instant,
+        began: Instant,
+        result: Result<Option<Position>, WriteError>,
+    },
+    Move {
+        ticket: u64,
+        id: String,
+        inside: String,
+        result: Result<Option<Position>, WriteError>,
+    },
 }
 
 impl Driver {
@@ -250,7 +262,8 @@ impl Driver {
                         && sender.try_send(acknowledged).is_err()
                     {
                         self.tally.with(|counts| {
-                            counts.error("a form was not looked for: the freshness prober is too far behind".to_owned());
+                            counts
+                                .error("a form was not looked for: the freshness prober is too far behind".to_owned());
                         });
                     }
                 }

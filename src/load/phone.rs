@@ -62,9 +62,18 @@ impl Server {
     ///
     /// # Errors
     /// The URL is not one, or the client cannot be made.
-    pub(crate) fn new(url: &str, domain: &str, username: &str, password: Secret, connections: usize) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        url: &str,
+        domain: &str,
+        username: &str,
+        password: Secret,
+        connections: usize,
+    ) -> anyhow::Result<Self> {
         let parsed = reqwest::Url::parse(url).with_context(|| format!("`{url}` is not a URL"))?;
-        anyhow::ensure!(parsed.scheme() == "http", "`{url}`: only http:// is spoken; put TLS in front of the server, not here");
+        anyhow::ensure!(
+            parsed.scheme() == "http",
+            "`{url}`: only http:// is spoken; put TLS in front of the server, not here"
+        );
         let client = Client::builder()
             .pool_max_idle_per_host(connections)
             .tcp_nodelay(true)
@@ -182,7 +191,8 @@ impl Server {
     /// Anything but success; the message holds the answer.
     pub(crate) async fn write(&self, method: Method, path: &str, body: &Value) -> anyhow::Result<Value> {
         let what = format!("{method} {}/a/{}/{path}", self.url, self.domain);
-        let answer = self.admin(method, path).json(body).send().await.with_context(|| format!("no answer to {what}"))?;
+        let answer =
+            self.admin(method, path).json(body).send().await.with_context(|| format!("no answer to {what}"))?;
         let status = answer.status();
         anyhow::ensure!(status.is_success(), "{what} was refused with {status}: {}", beginning(answer).await);
         answer.json().await.with_context(|| format!("could not read the answer to {what}"))
@@ -257,7 +267,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_form_is_posted_until_it_is_acknowledged() {
-        async fn receive(State(calls): State<Arc<AtomicUsize>>, headers: HeaderMap, body: String) -> axum::response::Response {
+        async fn receive(
+            State(calls): State<Arc<AtomicUsize>>,
+            headers: HeaderMap,
+            body: String,
+        ) -> axum::response::Response {
             assert!(headers["authorization"].to_str().unwrap().starts_with("Basic "));
             assert!(body.contains("name=\"xml_submission_file\"; filename=\"form.xml\"") && body.contains("<data/>"));
             match calls.fetch_add(1, Ordering::SeqCst) {
@@ -270,7 +284,8 @@ mod tests {
         let path = format!("/a/demo/receiver/secure/{APP_ID}/");
         let server = served(Router::new().route(&path, post(receive)).with_state(Arc::default())).await;
         let tally = Tally::default();
-        let receipt = server.post_form(&worker(), &Arc::from("<data/>"), &tally, &CancellationToken::new()).await.unwrap();
+        let receipt =
+            server.post_form(&worker(), &Arc::from("<data/>"), &tally, &CancellationToken::new()).await.unwrap();
         assert_eq!(receipt.unwrap().to_string(), "m1.0-0.7");
         assert_eq!(tally.with(|counts| counts.retries), [1, 2, 0]);
     }
@@ -280,7 +295,8 @@ mod tests {
         let refuse = || async { (StatusCode::UNPROCESSABLE_ENTITY, "no xmlns") };
         let server = served(Router::new().fallback(refuse)).await;
         let tally = Tally::default();
-        let error = server.post_form(&worker(), &Arc::from("<data/>"), &tally, &CancellationToken::new()).await.unwrap_err();
+        let error =
+            server.post_form(&worker(), &Arc::from("<data/>"), &tally, &CancellationToken::new()).await.unwrap_err();
         assert!(error.to_string().contains("422") && error.to_string().contains("no xmlns"), "{error}");
         assert_eq!(tally.with(|counts| counts.retries), [0, 0, 0]);
     }

@@ -84,9 +84,12 @@ impl Population {
         // Names that have to be unique in a domain hold the seed, so that populations of several seeds fit into one.
         let mut ids = Ids::new(seed, 0, "place");
         let mut parents: Vec<String> = Vec::new();
-        for (kind, title, count) in
-            [("state", "State", 2), ("district", "District", districts), ("block", "Block", blocks), ("village", "Village", villages)]
-        {
+        for (kind, title, count) in [
+            ("state", "State", 2),
+            ("district", "District", districts),
+            ("block", "Block", blocks),
+            ("village", "Village", villages),
+        ] {
             let level: Vec<String> = (0..count).map(|_| ids.next()).collect();
             for (i, id) in level.iter().enumerate() {
                 let parent = if parents.is_empty() { None } else { parents.get(i % parents.len()).cloned() };
@@ -149,7 +152,11 @@ impl Population {
     }
 
     fn password(&self, id: &str) -> String {
-        let digest = Sha256::new().chain_update("worker's password\0").chain_update(&self.secret).chain_update([0]).chain_update(id);
+        let digest = Sha256::new()
+            .chain_update("worker's password\0")
+            .chain_update(&self.secret)
+            .chain_update([0])
+            .chain_update(id);
         digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -267,7 +274,11 @@ mod tests {
         let mut population = Population::generate(3, 40, "demo", "secret");
         let worker = population.workers[0].clone();
         let block = population.place(&worker.village).unwrap().parent.clone().unwrap();
-        let elsewhere = population.level("district").into_iter().find(|d| Some(d.as_str()) != population.district_of(&worker.id)).unwrap();
+        let elsewhere = population
+            .level("district")
+            .into_iter()
+            .find(|d| Some(d.as_str()) != population.district_of(&worker.id))
+            .unwrap();
         population.note(&block, &elsewhere);
         assert_eq!(population.district_of(&worker.id), Some(elsewhere.as_str()));
         let village = population.level("village")[7].clone();

@@ -170,7 +170,13 @@ impl Program {
                 let number = self.activity.draw(&mut self.stream);
                 let inside = pick(&mut self.stream, &self.villages)?.clone();
                 let document = self.population.moved_worker(number, &inside)?;
-                Move { ticket: self.tickets, what, id: self.population.workers.get(number)?.id.clone(), inside, document }
+                Move {
+                    ticket: self.tickets,
+                    what,
+                    id: self.population.workers.get(number)?.id.clone(),
+                    inside,
+                    document,
+                }
             }
             Moved::Place => {
                 let id = pick(&mut self.stream, &self.villages)?.clone();
@@ -239,9 +245,27 @@ impl Program {
         let kind = match (desk.pregnant.is_empty(), desk.delivered.is_empty()) {
             (true, true) => FormKind::Registration,
             _ if draw < 0.232 => FormKind::Registration,
-            (no_pregnant, _) if draw < 0.716 => if no_pregnant { FormKind::PncVisit } else { FormKind::AncVisit },
-            (no_pregnant, _) if draw < 0.821 => if no_pregnant { FormKind::PncVisit } else { FormKind::Delivery },
-            (_, no_delivered) if draw < 0.979 => if no_delivered { FormKind::AncVisit } else { FormKind::PncVisit },
+            (no_pregnant, _) if draw < 0.716 => {
+                if no_pregnant {
+                    FormKind::PncVisit
+                } else {
+                    FormKind::AncVisit
+                }
+            }
+            (no_pregnant, _) if draw < 0.821 => {
+                if no_pregnant {
+                    FormKind::PncVisit
+                } else {
+                    FormKind::Delivery
+                }
+            }
+            (_, no_delivered) if draw < 0.979 => {
+                if no_delivered {
+                    FormKind::AncVisit
+                } else {
+                    FormKind::PncVisit
+                }
+            }
             _ => FormKind::Closing,
         };
         let received = FIRST_DAY + self.step.saturating_mul(i64::try_from(self.made).unwrap_or(i64::MAX));
@@ -293,7 +317,8 @@ impl Program {
                 interview.pnc_visit(&mother.case, child, day)
             }
             FormKind::Closing => {
-                let delivered = !desk.delivered.is_empty() && (interview.stream.chance(0.7) || desk.pregnant.is_empty());
+                let delivered =
+                    !desk.delivered.is_empty() && (interview.stream.chance(0.7) || desk.pregnant.is_empty());
                 let list = if delivered { &mut desk.delivered } else { &mut desk.pregnant };
                 let mother = list.swap_remove(interview.stream.index(list.len()));
                 interview.closing(&mother.case, &mother.children, day)
@@ -303,7 +328,12 @@ impl Program {
         self.submit(Arc::new(form), Novelty::New, handed_over)
     }
 
-    fn submit(&mut self, form: Arc<Form>, novelty: Novelty, handed_over: Option<(usize, Mother)>) -> Option<Submission> {
+    fn submit(
+        &mut self,
+        form: Arc<Form>,
+        novelty: Novelty,
+        handed_over: Option<(usize, Mother)>,
+    ) -> Option<Submission> {
         let worker = self.population.workers.get(form.worker)?;
         let author = Author { id: &worker.id, username: &worker.username, device: &worker.device };
         let mut cases = form.blocks.iter().map(|block| Arc::clone(&block.id));

@@ -91,7 +91,11 @@ impl Replay {
                 Moved::Worker => population.add_worker(document),
             }
         }
-        anyhow::ensure!(!population.workers.is_empty(), "{} names no workers before the first form", changes.path.display());
+        anyhow::ensure!(
+            !population.workers.is_empty(),
+            "{} names no workers before the first form",
+            changes.path.display()
+        );
         Ok(Self {
             submissions,
             changes,
@@ -183,13 +187,19 @@ impl Replay {
             let field = if what == Moved::Worker { "location_id" } else { "parent_id" };
             let Some(inside) = change.doc.get(field).and_then(Value::as_str).map(str::to_owned) else { continue };
             let document = match what {
-                Moved::Worker => {
-                    self.population.worker_number(&change.doc_id).and_then(|at| self.population.moved_worker(at, &inside))
-                }
+                Moved::Worker => self
+                    .population
+                    .worker_number(&change.doc_id)
+                    .and_then(|at| self.population.moved_worker(at, &inside)),
                 Moved::Place => self.population.moved_place(&change.doc_id, &inside),
             };
             let document = document.with_context(|| {
-                format!("{} line {}: `{}` is not known", self.changes.path.display(), self.changes.number, change.doc_id)
+                format!(
+                    "{} line {}: `{}` is not known",
+                    self.changes.path.display(),
+                    self.changes.number,
+                    change.doc_id
+                )
             })?;
             self.tickets += 1;
             let ticket = self.tickets;
@@ -251,9 +261,9 @@ fn effects(xml: &str, form_id: &str, user_id: &str, novelty: Novelty) -> Option<
         Some(text.split_once(mark)?.1.split_once(end)?.0.to_owned())
     };
     let kind = FormKind::from_xmlns(&after(xml, "<data xmlns=\"", '"')?)?;
-    let mut cases = xml.match_indices(" case_id=\"").filter_map(|(at, mark)| {
-        xml.get(at + mark.len()..)?.split_once('"').map(|(id, _)| Arc::<str>::from(id))
-    });
+    let mut cases = xml
+        .match_indices(" case_id=\"")
+        .filter_map(|(at, mark)| xml.get(at + mark.len()..)?.split_once('"').map(|(id, _)| Arc::<str>::from(id)));
     let month = || Some(after(xml, "<visit_date>", '<')?.get(..7)?.to_owned());
     Some(Effects {
         form: Arc::from(form_id),
@@ -283,7 +293,8 @@ impl Lines {
         use std::io::Read;
         let mut line = String::new();
         let read = (&mut self.reader).take(MAX_LINE).read_line(&mut line);
-        let read = read.with_context(|| format!("could not read {} behind line {}", self.path.display(), self.number))?;
+        let read =
+            read.with_context(|| format!("could not read {} behind line {}", self.path.display(), self.number))?;
         self.number += 1;
         Ok((read > 0).then_some(line))
     }
@@ -295,7 +306,12 @@ mod tests {
 
     const LINES: [(&str, &str, &str, &str); 5] = [
         ("f1", "u1", "registration", r#"<case case_id="m1" x=""/>"#),
-        ("f2", "u1", "anc_visit", r#"<visit_date>2024-03-05</visit_date><items></items><items></items><case case_id="m1"/>"#),
+        (
+            "f2",
+            "u1",
+            "anc_visit",
+            r#"<visit_date>2024-03-05</visit_date><items></items><items></items><case case_id="m1"/>"#,
+        ),
         ("f3", "u2", "registration", r#"<case case_id="m2"/>"#),
         ("f4", "u2", "delivery", r#"<case case_id="m2"/><case case_id="c1"/>"#),
         ("f5", "u3", "closing", r#"<case case_id="m2"/><case case_id="c1"/>"#),
@@ -304,9 +320,12 @@ mod tests {
     fn recorded() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         let change = |topic: &str, id: &str, field: &str, value: &str| {
-            format!(r#"{{"topic":"{topic}","doc_id":"{id}","seq":1,"doc":{{"_id":"{id}","domain":"other","username":"n-{id}","{field}":"{value}"}}}}"#)
+            format!(
+                r#"{{"topic":"{topic}","doc_id":"{id}","seq":1,"doc":{{"_id":"{id}","domain":"other","username":"n-{id}","{field}":"{value}"}}}}"#
+            )
         };
-        let mut changes = vec![change("location", "block", "name", "x"), change("location", "village", "parent_id", "block")];
+        let mut changes =
+            vec![change("location", "block", "name", "x"), change("location", "village", "parent_id", "block")];
         changes.extend(["u1", "u2", "u3"].map(|id| change("commcare-user", id, "location_id", "village")));
         let mut submissions = Vec::new();
         for (n, (form, user, kind, body)) in LINES.iter().enumerate() {

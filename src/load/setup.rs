@@ -40,7 +40,8 @@ pub(crate) async fn definitions(server: &Server, say: Say<'_>) -> anyhow::Result
     let sources = sample::DATA_SOURCES.iter().map(|(id, text)| (format!("ucr/data-sources/{id}"), *text));
     let views = sample::AGGREGATE_VIEWS.iter().map(|(id, text)| (format!("views/{id}"), *text));
     for (path, text) in sources.chain(views) {
-        let wanted: Value = serde_json::from_str(text).with_context(|| format!("the sample document {path} is not JSON"))?;
+        let wanted: Value =
+            serde_json::from_str(text).with_context(|| format!("the sample document {path} is not JSON"))?;
         let present = server.read(&path).await?;
         if present.is_none_or(|present| !same_definition(&present, &wanted)) {
             server.write(Method::PUT, &path, &wanted).await?;
@@ -117,7 +118,12 @@ pub(crate) async fn population(
         for chunk in documents.chunks(IMPORT) {
             let report = server.write(Method::POST, path, &Value::from(chunk.to_vec())).await?;
             let failed = report.get("failed").and_then(Value::as_u64).unwrap_or_default();
-            anyhow::ensure!(failed == 0, "{path}: {failed} of {} rows were refused; {}", chunk.len(), first_refusal(&report));
+            anyhow::ensure!(
+                failed == 0,
+                "{path}: {failed} of {} rows were refused; {}",
+                chunk.len(),
+                first_refusal(&report)
+            );
         }
     }
     say(&format!(
@@ -140,7 +146,11 @@ fn first_refusal(report: &Value) -> String {
 ///
 /// # Errors
 /// A worker cannot sign in.
-pub(crate) async fn sign_in(server: &Arc<Server>, population: &Arc<RwLock<Population>>, say: Say<'_>) -> anyhow::Result<()> {
+pub(crate) async fn sign_in(
+    server: &Arc<Server>,
+    population: &Arc<RwLock<Population>>,
+    say: Say<'_>,
+) -> anyhow::Result<()> {
     let began = Instant::now();
     let workers = population.read().workers.clone();
     let count = workers.len();
@@ -159,9 +169,9 @@ pub(crate) async fn misplaced(client: &Client, population: &Population) -> anyho
     let present = postgres::whereabouts(client).await?;
     let people = population.workers.iter().map(|worker| (&worker.id, Some(&worker.village)));
     let places = population.places.iter().map(|place| (&place.id, place.parent.as_ref()));
-    let wrong = people.chain(places).filter(|(id, inside)| {
-        present.get(*id).map(String::as_str) != Some(inside.map_or("", String::as_str))
-    });
+    let wrong = people
+        .chain(places)
+        .filter(|(id, inside)| present.get(*id).map(String::as_str) != Some(inside.map_or("", String::as_str)));
     Ok(wrong.map(|(id, _)| id.clone()).take(100).collect())
 }
 

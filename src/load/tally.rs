@@ -198,7 +198,9 @@ mod tests {
         assert_eq!((latencies.json()["p50"].clone(), latencies.json()["count"].clone()), (Value::Null, json!(0)));
         (1..=1000).for_each(|n| latencies.record(Duration::from_millis(n)));
         let json = latencies.json();
-        for (name, expected) in [("p50", 500.0), ("p95", 950.0), ("p99", 990.0), ("p99_9", 999.0), ("max", 1000.0), ("mean", 500.5)] {
+        for (name, expected) in
+            [("p50", 500.0), ("p95", 950.0), ("p99", 990.0), ("p99_9", 999.0), ("max", 1000.0), ("mean", 500.5)]
+        {
             let value = json[name].as_f64().unwrap();
             assert!((value - expected).abs() <= expected / 500.0, "{name} is {value}");
         }
@@ -215,7 +217,10 @@ mod tests {
         tally.retried(Retry::Limited);
         tally.with(|counts| (0..100).for_each(|n| counts.error(format!("failure {}", n % 50))));
         let json = tally.json();
-        assert_eq!(json["forms"], json!({"sent": 2, "acknowledged": 0, "failed": 0, "new": 1, "edits": 1, "duplicates": 0}));
+        assert_eq!(
+            json["forms"],
+            json!({"sent": 2, "acknowledged": 0, "failed": 0, "new": 1, "edits": 1, "duplicates": 0})
+        );
         assert_eq!(json["retries"]["rate_limited"], 1);
         assert_eq!(json["errors"]["count"], 100);
         assert_eq!(json["errors"]["messages"].as_object().unwrap().len(), MESSAGES);

@@ -21,7 +21,7 @@ use schemas::{position::Position, time::parse_micros};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
-use super::{postgres::Target, population::Population, tally::Tally, work::Effects};
+use super::{population::Population, postgres::Target, tally::Tally, work::Effects};
 
 /// Forms looked for by one statement.
 const BATCH: usize = 64;
@@ -204,7 +204,14 @@ fn statement(forms: &[&Effects]) -> String {
     part("mother", "doc_id", "owner_id", "inserted_at", "ucr.pregnancies", &[("doc_id", mothers)]);
     part("child", "doc_id", "''", "inserted_at", "ucr.children", &[("doc_id", children)]);
     part("item", "doc_id", "''", "inserted_at", "ucr.visit_items", &[("doc_id", with_items)]);
-    part("month", "owner_id", "month", "updated_at", "views.visits_by_month", &[("owner_id", workers), ("month", months)]);
+    part(
+        "month",
+        "owner_id",
+        "month",
+        "updated_at",
+        "views.visits_by_month",
+        &[("owner_id", workers), ("month", months)],
+    );
     part("district", "district_id", "''", "updated_at", "views.districts", &[]);
     sql
 }
@@ -263,7 +270,9 @@ impl Found {
         if let Some(child) = form.children.iter().find(|child| old(self.children.get(&***child), true)) {
             return Some(format!("ucr.children: {child}"));
         }
-        if form.items > 0 && self.items.get(&*form.form).is_none_or(|(rows, oldest)| *rows != form.items || oldest < since) {
+        if form.items > 0
+            && self.items.get(&*form.form).is_none_or(|(rows, oldest)| *rows != form.items || oldest < since)
+        {
             return Some(format!("ucr.visit_items: {} rows of the form", form.items));
         }
         if let Some((worker, month)) = &form.visit
@@ -295,8 +304,15 @@ mod tests {
         }
     }
 
-    const ROWS: [(&str, &str, &str); 7] =
-        [("form", "f", ""), ("mother", "m", "OWNER"), ("child", "c", ""), ("item", "f", ""), ("item", "f", ""), ("month", "w", "2024-03"), ("district", "DISTRICT", "")];
+    const ROWS: [(&str, &str, &str); 7] = [
+        ("form", "f", ""),
+        ("mother", "m", "OWNER"),
+        ("child", "c", ""),
+        ("item", "f", ""),
+        ("item", "f", ""),
+        ("month", "w", "2024-03"),
+        ("district", "DISTRICT", ""),
+    ];
 
     fn missing(population: &Population, dated: bool, stamps: [&str; 7]) -> Option<String> {
         let owner = &population.workers[0].id;
@@ -314,7 +330,11 @@ mod tests {
         let [at, later, before] = ["2024-01-01 00:00:00.5", "2024-01-01 00:00:00.500001", "2024-01-01 00:00:00.499999"];
         let all = [at, later, later, at, at, at, later];
         assert_eq!(missing(&population, true, all), None);
-        for (row, table) in ["the form", "pregnancies", "children", "visit_items", "visit_items", "visits_by_month", "districts"].iter().enumerate() {
+        for (row, table) in
+            ["the form", "pregnancies", "children", "visit_items", "visit_items", "visits_by_month", "districts"]
+                .iter()
+                .enumerate()
+        {
             let mut stamps = all;
             stamps[row] = "";
             assert!(missing(&population, false, stamps).unwrap().contains(table), "without row {row}");

@@ -26,10 +26,7 @@ impl Binaries {
     ///
     /// # Errors
     /// [`PostgresError::Missing`], [`PostgresError::Version`].
-    pub(crate) async fn find(
-        configured: Option<&Path>,
-        existing: Option<(&Path, u32)>,
-    ) -> Result<Self, PostgresError> {
+    pub(crate) async fn find(configured: Option<&Path>, existing: Option<(&Path, u32)>) -> Result<Self, PostgresError> {
         let places = match configured {
             Some(directory) => vec![directory.to_owned()],
             None => usual_places().await,

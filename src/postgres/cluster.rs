@@ -210,8 +210,7 @@ fn private_dir(path: &Path, account: &Account) -> Result<(), PostgresError> {
     if !metadata.is_dir() || metadata.uid() != account.uid {
         return Err(PostgresError::Owner { pgdata: path.to_owned(), owner: metadata.uid(), wanted: account.uid });
     }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
-        .map_err(PostgresError::file("protect", path))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(PostgresError::file("protect", path))
 }
 
 /// True if the process is a Postgres server working in the directory; a recycled process number is not.

@@ -341,9 +341,7 @@ async fn ensure_database(cluster: &Cluster) -> Result<(), PostgresError> {
     drop(client);
     match connection.await {
         Ok(ended) => ended.map_err(failed),
-        Err(error) => {
-            Err(PostgresError::Program { program: "create database".to_owned(), message: error.to_string() })
-        }
+        Err(error) => Err(PostgresError::Program { program: "create database".to_owned(), message: error.to_string() }),
     }
 }
 

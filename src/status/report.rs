@@ -25,7 +25,8 @@ const METRICS: &[(&str, &str)] = &[
 
 /// The JSON of a moment. `metrics` is the Prometheus text; `now` is microseconds since 1970 UTC.
 pub(super) fn report(snapshot: &Snapshot, ready: bool, history: &History, metrics: &str, now: i64) -> Value {
-    let domain = snapshot.domains.iter().find(|(domain, _)| domain.as_str() == sample::DOMAIN).map(|(_, tables)| tables);
+    let domain =
+        snapshot.domains.iter().find(|(domain, _)| domain.as_str() == sample::DOMAIN).map(|(_, tables)| tables);
     let (tables, views) = domain.map_or((Vec::new(), Vec::new()), |domain| (tables(snapshot, domain), views(domain)));
     json!({
         "now": now / 1000,
@@ -101,7 +102,8 @@ mod tests {
 
     #[test]
     fn tables_are_listed_once_under_their_short_name() {
-        let text = "# TYPE x counter\nmillrace_ingest_forms_total{outcome=\"normal\"} 42\nmillrace_ingest_forms_total_x 9\n";
+        let text =
+            "# TYPE x counter\nmillrace_ingest_forms_total{outcome=\"normal\"} 42\nmillrace_ingest_forms_total_x 9\n";
         let report = report(&snapshot(5, 2_000_000, 9, 1_500_000), true, &History::default(), text, 2_250_000);
         assert_eq!(
             report["tables"],

@@ -155,7 +155,8 @@ pub(super) mod tests {
 
     /// A snapshot of one table that changed at its tick.
     pub(in crate::status) fn snapshot(tick: u64, as_of: i64, sequence: u64, newest: i64) -> Snapshot {
-        let schema = Arc::new(TableSchema { columns: vec![Column::required("doc_id", ColumnType::Text)], key: vec![0] });
+        let schema =
+            Arc::new(TableSchema { columns: vec![Column::required("doc_id", ColumnType::Text)], key: vec![0] });
         let arrow = schema.arrow();
         let batch = arrow_array::RecordBatch::new_empty(Arc::clone(&arrow));
         let table = Arc::new(Table {

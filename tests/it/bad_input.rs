@@ -80,7 +80,13 @@ async fn wrong_forms(server: &Server) {
 async fn wrong_callers(server: &Server) {
     let client = Client::new();
     let address = |domain: &str, path: &str| {
-        server.request(Method::POST, path).build().unwrap().url().as_str().replace(&format!("/a/{DOMAIN}/"), &format!("/a/{domain}/"))
+        server
+            .request(Method::POST, path)
+            .build()
+            .unwrap()
+            .url()
+            .as_str()
+            .replace(&format!("/a/{DOMAIN}/"), &format!("/a/{domain}/"))
     };
     let admin = format!("admin@{DOMAIN}");
     for (what, domain, path, user, password, status) in [
@@ -114,7 +120,8 @@ async fn wrong_definitions(server: &Server) {
         })
     };
     let raw = |column: &str| json!({"type": "raw", "column_id": column, "datatype": "string", "property_name": "name"});
-    let unknown = json!({"type": "expression", "column_id": "x", "datatype": "string", "expression": {"type": "crystal_ball"}});
+    let unknown =
+        json!({"type": "expression", "column_id": "x", "datatype": "string", "expression": {"type": "crystal_ball"}});
     for (what, path, body, says) in [
         ("an unknown expression", "ucr/data-sources/things", source(unknown), "crystal_ball"),
         ("an indicator without column", "ucr/data-sources/things", source(json!({"type": "raw"})), "column_id"),
@@ -221,13 +228,20 @@ fn missing_postgres_programs_are_named_with_the_way_to_get_them() {
     let empty = home.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     let config = with(home.path(), &[format!("postgres.binaries = {:?}", empty.display().to_string())]);
-    refuses_to_start(serve(&config), home.path(), &[&empty.display().to_string(), "initdb", "apt-get install postgresql"]);
+    refuses_to_start(
+        serve(&config),
+        home.path(),
+        &[&empty.display().to_string(), "initdb", "apt-get install postgresql"],
+    );
 }
 
 #[test]
 fn every_wrong_setting_is_listed() {
     let home = directory();
-    let config = with(home.path(), &["ingest.lanes = 0".to_owned(), "nonsense = 1".to_owned(), "query.partitions = \"x\"".to_owned()]);
+    let config = with(
+        home.path(),
+        &["ingest.lanes = 0".to_owned(), "nonsense = 1".to_owned(), "query.partitions = \"x\"".to_owned()],
+    );
     refuses_to_start(serve(&config), home.path(), &["lanes", "nonsense", "query.partitions"]);
 }
 

@@ -42,11 +42,8 @@ async fn nothing_is_lost_doubled_or_halved_by_crashes() {
     let workload = Workload::generate(4000, 13);
     let server = Server::start(&Options::default()).await;
     set_up(&server, &workload).await;
-    let field = Arc::new(Field {
-        server: RwLock::new(server),
-        acknowledged: Mutex::default(),
-        enough: AtomicBool::new(false),
-    });
+    let field =
+        Arc::new(Field { server: RwLock::new(server), acknowledged: Mutex::default(), enough: AtomicBool::new(false) });
     // Forms of one worker go one after the other, as from a phone.
     let mut phones: Vec<Vec<Event>> = vec![Vec::new(); PHONES];
     for event in workload.events {
@@ -64,7 +61,11 @@ async fn nothing_is_lost_doubled_or_halved_by_crashes() {
         let before = field.acknowledged.lock().len();
         eventually("more forms", async || {
             let forms = field.acknowledged.lock().len() - before;
-            if forms >= 10 || field.enough.load(Ordering::Relaxed) { Ok(()) } else { Err(format!("{forms} since the last death")) }
+            if forms >= 10 || field.enough.load(Ordering::Relaxed) {
+                Ok(())
+            } else {
+                Err(format!("{forms} since the last death"))
+            }
         })
         .await;
         // The moment of death is random, not waited for.
@@ -133,7 +134,8 @@ async fn die(field: &Field, victim: Victim) {
         Victim::Server => signal("KILL", server_pid),
         Victim::Postgres => signal("KILL", postgres_pid),
         Victim::Backend => {
-            let children = std::fs::read_to_string(format!("/proc/{postgres_pid}/task/{postgres_pid}/children")).unwrap();
+            let children =
+                std::fs::read_to_string(format!("/proc/{postgres_pid}/task/{postgres_pid}/children")).unwrap();
             // The oldest children are the server's own helpers; the youngest serves a connection.
             signal("KILL", children.split_whitespace().last().unwrap().parse().unwrap());
         }

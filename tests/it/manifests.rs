@@ -80,7 +80,8 @@ fn refused(rule: &Rule, manifest: &toml::Table) -> Vec<String> {
         let short = name.strip_prefix("millrace-").unwrap_or(&name);
         let inside = MEMBERS.contains(&short) && !rule.may.contains(&short);
         let timely = TIMELY.contains(&short) && !MAY_TIMELY.contains(&rule.folder);
-        let datafusion = DATAFUSION.iter().any(|start| short.starts_with(start)) && !MAY_DATAFUSION.contains(&rule.folder);
+        let datafusion =
+            DATAFUSION.iter().any(|start| short.starts_with(start)) && !MAY_DATAFUSION.contains(&rule.folder);
         if inside || timely || datafusion || rule.never.contains(&short) {
             found.push(format!("`{}` must not depend on `{name}`", rule.folder));
         }
@@ -107,7 +108,8 @@ fn every_member_has_a_rule() {
 
 #[test]
 fn a_forbidden_arrow_is_refused() {
-    let manifest = |name: &str| format!("[target.'cfg(unix)'.dependencies]\n{name} = \"1\"\n").parse::<toml::Table>().unwrap();
+    let manifest =
+        |name: &str| format!("[target.'cfg(unix)'.dependencies]\n{name} = \"1\"\n").parse::<toml::Table>().unwrap();
     for (folder, name) in [
         ("schemas", "tokio"),
         ("udf", "millrace-ingest"),

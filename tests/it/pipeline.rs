@@ -202,17 +202,21 @@ const REFERRALS_BY_RISK: Check =
 /// Cases of a type that no view knows, then a data source and an aggregate view over them, then changes at every step.
 async fn add(server: &Server, committed: &mut Committed) {
     committed.compare(server, &CHECKS[3], None).await;
-    let children: Vec<String> =
-        committed.world.cases.iter().filter(|(_, case)| case["type"] == "child").map(|(id, _)| id.clone()).take(30).collect();
+    let children: Vec<String> = committed
+        .world
+        .cases
+        .iter()
+        .filter(|(_, case)| case["type"] == "child")
+        .map(|(id, _)| id.clone())
+        .take(30)
+        .collect();
     assert!(!children.is_empty());
     for (number, child) in children.iter().enumerate().take(20) {
         refer(server, number, child, "fever").await;
     }
     let step = |inner: Value, index: &str| json!({"type": "indexed_case", "case_expression": inner, "index": index});
     let child = step(json!({"type": "identity"}), "patient");
-    let property = |of: &Value, name: &str| {
-        json!({"type": "nested", "argument_expression": of, "value_expression": {"type": "property_name", "property_name": name}})
-    };
+    let property = |of: &Value, name: &str| json!({"type": "nested", "argument_expression": of, "value_expression": {"type": "property_name", "property_name": name}});
     let mother = step(child.clone(), "mother");
     let column = |id: &str, expression: Value| json!({"type": "expression", "column_id": id, "datatype": "string", "expression": expression});
     let source = json!({

@@ -110,7 +110,8 @@ impl Log {
                 parts.clear();
             }
             parts.extend_from_slice(payload);
-            if header(message, "part").is_none_or(|part| part.split_once('/').is_some_and(|(number, of)| number == of)) {
+            if header(message, "part").is_none_or(|part| part.split_once('/').is_some_and(|(number, of)| number == of))
+            {
                 let text = String::from_utf8(std::mem::take(&mut parts)).unwrap();
                 let at = ChangeRecord::from_wire(&text).unwrap().position;
                 assert_eq!(header(message, "position").unwrap(), at.to_string());

@@ -151,7 +151,8 @@ impl Process {
                 Some(url) => {
                     self.url = url;
                     let wire = self.said("Postgres").unwrap_or_default();
-                    self.wire = wire.trim_start_matches("postgresql://").split('/').next().unwrap_or_default().to_owned();
+                    self.wire =
+                        wire.trim_start_matches("postgresql://").split('/').next().unwrap_or_default().to_owned();
                     match client.get(format!("{}/readyz", self.url)).send().await {
                         Ok(answer) if answer.status() == StatusCode::OK => return,
                         Ok(answer) => answer.text().await.unwrap_or_default(),
@@ -201,8 +202,10 @@ impl Server {
             Tmpfs::mount(&directory.path().join("data"), megabytes)
         });
         let client = Client::builder().timeout(DEADLINE).build().unwrap();
-        let mut front =
-            Process::spawn(directory.path(), if options.split { "ingest,relay" } else { "ingest,relay,dataflow,query" });
+        let mut front = Process::spawn(
+            directory.path(),
+            if options.split { "ingest,relay" } else { "ingest,relay,dataflow,query" },
+        );
         front.ready(&client).await;
         let password = front.said("password").unwrap();
         let data = directory.path().join("data");

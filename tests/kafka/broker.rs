@@ -61,7 +61,9 @@ impl Broker {
                     Ok("1"),
                     "a real Kafka is required and could not be started: {reason}"
                 );
-                eprintln!("NOTE: no real Kafka could be started ({reason}); librdkafka's mock cluster stands in for it");
+                eprintln!(
+                    "NOTE: no real Kafka could be started ({reason}); librdkafka's mock cluster stands in for it"
+                );
                 Self::mock()
             }
         }

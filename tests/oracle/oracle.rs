@@ -79,7 +79,8 @@ fn date_of_day(number: i64) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let (year, month) = if month < 10 { (year_of_era + era * 400, month + 3) } else { (year_of_era + era * 400 + 1, month - 9) };
+    let (year, month) =
+        if month < 10 { (year_of_era + era * 400, month + 3) } else { (year_of_era + era * 400 + 1, month - 9) };
     format!("{year:04}-{month:02}-{day:02}")
 }
 
@@ -133,9 +134,9 @@ impl World {
     }
 
     fn cases_of_type<'a>(&'a self, case_type: &'a str) -> impl Iterator<Item = (&'a String, &'a Value)> {
-        self.cases
-            .iter()
-            .filter(move |(_, case)| text(case, "type") == Some(case_type) && text(case, "doc_type") == Some("CommCareCase"))
+        self.cases.iter().filter(move |(_, case)| {
+            text(case, "type") == Some(case_type) && text(case, "doc_type") == Some("CommCareCase")
+        })
     }
 
     /// Visits: forms of the two kinds that carry items, with the form's answers.
@@ -347,7 +348,12 @@ impl Answer {
                 };
                 said == Some(*set)
             }
-            Self::Date(day) => as_text.get(..10) == Some(day) && as_text.get(10..).is_none_or(|rest| rest.is_empty() || rest.starts_with("T00:00:00") || rest.starts_with(" 00:00:00")),
+            Self::Date(day) => {
+                as_text.get(..10) == Some(day)
+                    && as_text.get(10..).is_none_or(|rest| {
+                        rest.is_empty() || rest.starts_with("T00:00:00") || rest.starts_with(" 00:00:00")
+                    })
+            }
         }
     }
 }

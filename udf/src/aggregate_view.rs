@@ -120,7 +120,7 @@ pub struct AggregateView {
 impl AggregateView {
     /// The cell of a joined row.
     #[must_use]
-    pub fn cell<'r>(rows: &'r [Row], column: ColumnRef) -> &'r Cell {
+    pub fn cell(rows: &[Row], column: ColumnRef) -> &Cell {
         rows.get(column.source).and_then(|row| row.get(column.column)).unwrap_or(&Cell::Null)
     }
 
@@ -159,12 +159,12 @@ impl AggregateView {
     ///
     /// # Errors
     /// [`SpecErrors`] with every problem found, each with the JSON pointer of its place.
-    pub fn compile(
-        document: &Value,
-        tables: &dyn Fn(&str) -> Option<Arc<TableSchema>>,
-    ) -> Result<Self, SpecErrors> {
-        let spec: Spec = serde_json::from_value(document.clone()).map_err(|error| {
-            SpecErrors { problems: vec![SpecProblem { pointer: String::new(), message: format!("not an aggregate view document: {error}") }] }
+    pub fn compile(document: &Value, tables: &dyn Fn(&str) -> Option<Arc<TableSchema>>) -> Result<Self, SpecErrors> {
+        let spec: Spec = serde_json::from_value(document.clone()).map_err(|error| SpecErrors {
+            problems: vec![SpecProblem {
+                pointer: String::new(),
+                message: format!("not an aggregate view document: {error}"),
+            }],
         })?;
         let mut compiler = Compiler { tables, problems: Vec::new(), sources: Vec::new(), names: HashMap::new() };
         let view = compiler.view(&spec);

@@ -228,22 +228,29 @@ fn groups_of(view: &AggregateView, tables: &dyn Fn(&str) -> Vec<Row>) -> Vec<Row
                 let values: Vec<Cell> = members
                     .iter()
                     .filter(|rows| aggregate.filter.as_ref().is_none_or(|filter| filter.passes(rows)))
-                    .map(|rows| aggregate.column.map_or(Cell::Bool(true), |column| AggregateView::cell(rows, column).clone()))
+                    .map(|rows| {
+                        aggregate.column.map_or(Cell::Bool(true), |column| AggregateView::cell(rows, column).clone())
+                    })
                     .filter(|cell| *cell != Cell::Null)
                     .collect();
-                let integers = || values.iter().map(|cell| match cell {
-                    Cell::Int(n) => i128::from(*n),
-                    Cell::Decimal(n) => *n,
-                    _ => 0,
-                });
+                let integers = || {
+                    values.iter().map(|cell| match cell {
+                        Cell::Int(n) => i128::from(*n),
+                        Cell::Decimal(n) => *n,
+                        _ => 0,
+                    })
+                };
                 match aggregate.function {
                     Function::Count => Cell::Int(values.len() as i64),
-                    Function::CountDistinct => Cell::Int(values.iter().collect::<std::collections::BTreeSet<_>>().len() as i64),
+                    Function::CountDistinct => {
+                        Cell::Int(values.iter().collect::<std::collections::BTreeSet<_>>().len() as i64)
+                    }
                     Function::Sum if aggregate.over_integers => Cell::Int(integers().sum::<i128>() as i64),
                     Function::Sum => Cell::Decimal(integers().sum()),
                     Function::Avg if values.is_empty() => Cell::Null,
                     Function::Avg => Cell::Decimal(
-                        integers().sum::<i128>() * if aggregate.over_integers { 10i128.pow(16) } else { 1 } / values.len() as i128,
+                        integers().sum::<i128>() * if aggregate.over_integers { 10i128.pow(16) } else { 1 }
+                            / values.len() as i128,
                     ),
                     Function::Min => values.iter().min().cloned().unwrap_or(Cell::Null),
                     Function::Max => values.iter().max().cloned().unwrap_or(Cell::Null),
@@ -269,12 +276,12 @@ fn content(table: &Table) -> Vec<Row> {
     rows
 }
 
-fn related(id: Value, of: &str, property: &str) -> Value {
+fn related(id: &Value, of: &str, property: &str) -> Value {
     json!({"type": "related_doc", "related_doc_type": of, "doc_id_expression": id,
         "value_expression": {"type": "property_name", "property_name": property}})
 }
 
-fn column(id: &str, datatype: &str, expression: Value) -> Value {
+fn column(id: &str, datatype: &str, expression: &Value) -> Value {
     json!({"type": "expression", "column_id": id, "datatype": datatype, "expression": expression})
 }
 
@@ -286,15 +293,15 @@ fn property(name: &str) -> Value {
 /// another version of the definition.
 fn children(extra: bool) -> Value {
     let mother = json!({"type": "property_path", "property_path": ["mother_ref"]});
-    let owner = related(mother.clone(), "CommCareCase", "owner_id");
-    let place = related(owner, "CommCareUser", "location_id");
+    let owner = related(&mother, "CommCareCase", "owner_id");
+    let place = related(&owner, "CommCareUser", "location_id");
     let mut indicators = vec![
-        column("mother_risk", "string", related(mother, "CommCareCase", "risk")),
-        column("place_name", "string", related(place, "Location", "name")),
-        column("kg", "decimal", property("kg")),
+        column("mother_risk", "string", &related(&mother, "CommCareCase", "risk")),
+        column("place_name", "string", &related(&place, "Location", "name")),
+        column("kg", "decimal", &property("kg")),
     ];
     if extra {
-        indicators.push(column("owner", "string", property("owner_id")));
+        indicators.push(column("owner", "string", &property("owner_id")));
     }
     json!({"doc_type": "DataSourceConfiguration", "domain": DOMAIN, "table_id": "children", "referenced_doc_type": "CommCareCase",
         "configured_filter": {"type": "boolean_expression", "operator": "eq", "expression": property("type"), "property_value": "child"},
@@ -305,14 +312,14 @@ fn mothers() -> Value {
     json!({"doc_type": "DataSourceConfiguration", "domain": DOMAIN, "table_id": "mothers", "referenced_doc_type": "CommCareCase",
         "configured_filter": {"type": "boolean_expression", "operator": "eq", "expression": property("type"), "property_value": "mother"},
         "configured_indicators": [
-            column("owner_id", "string", property("owner_id")),
-            column("risk", "string", property("risk")),
-            column("n_children", "integer", json!({"type": "reduce_items", "aggregation_fn": "count",
+            column("owner_id", "string", &property("owner_id")),
+            column("risk", "string", &property("risk")),
+            column("n_children", "integer", &json!({"type": "reduce_items", "aggregation_fn": "count",
                 "items_expression": {"type": "get_subcases", "case_id_expression": property("_id")}}))]})
 }
 
 fn simple(table: &str, doc_type: &str, columns: &[(&str, &str)]) -> Value {
-    let indicators: Vec<Value> = columns.iter().map(|(id, name)| column(id, "string", property(name))).collect();
+    let indicators: Vec<Value> = columns.iter().map(|(id, name)| column(id, "string", &property(name))).collect();
     json!({"doc_type": "DataSourceConfiguration", "domain": DOMAIN, "table_id": table, "referenced_doc_type": doc_type,
         "configured_filter": {}, "configured_indicators": indicators})
 }
@@ -343,15 +350,40 @@ fn kilos() -> Value {
 /// One step of a history.
 #[derive(Clone, Debug)]
 enum Step {
-    Mother { id: u8, owner: u8, high: bool },
-    Child { id: u8, mother: u8, kg: Option<u16> },
+    Mother {
+        id: u8,
+        owner: u8,
+        high: bool,
+    },
+    Child {
+        id: u8,
+        mother: u8,
+        kg: Option<u16>,
+    },
     /// A form that changes a mother and a child at once.
-    Both { mother: u8, child: u8, high: bool },
-    Delete { mother: bool, id: u8 },
-    MoveWorker { id: u8, place: u8 },
-    MovePlace { id: u8, parent: u8 },
-    Children { extra: bool },
-    ByPlace { extra: bool },
+    Both {
+        mother: u8,
+        child: u8,
+        high: bool,
+    },
+    Delete {
+        mother: bool,
+        id: u8,
+    },
+    MoveWorker {
+        id: u8,
+        place: u8,
+    },
+    MovePlace {
+        id: u8,
+        parent: u8,
+    },
+    Children {
+        extra: bool,
+    },
+    ByPlace {
+        extra: bool,
+    },
     DropKilos,
     PutKilos,
     /// Compare with the oracle here.
@@ -391,10 +423,18 @@ fn commit(world: &mut World, step: &Step) -> Option<Position> {
         Step::Child { id, mother, kg } => vec![child(*id, *mother, *kg)],
         Step::Both { mother: m, child: c, high } => vec![mother(*m, c % 4, *high), child(*c, *m, Some(u16::from(*c)))],
         Step::Delete { mother, id } => vec![(DocKind::Case, format!("{}{id}", if *mother { "m" } else { "c" }), None)],
-        Step::MoveWorker { id, place } => vec![(DocKind::User, format!("w{id}"), Some(json!({"_id": format!("w{id}"),
-            "domain": DOMAIN, "doc_type": "CommCareUser", "location_id": format!("p{place}")})))],
-        Step::MovePlace { id, parent } => vec![(DocKind::Location, format!("p{id}"), Some(json!({"_id": format!("p{id}"),
-            "domain": DOMAIN, "doc_type": "Location", "name": format!("Place {}", id % 4), "parent_id": format!("p{parent}")})))],
+        Step::MoveWorker { id, place } => vec![(
+            DocKind::User,
+            format!("w{id}"),
+            Some(json!({"_id": format!("w{id}"),
+            "domain": DOMAIN, "doc_type": "CommCareUser", "location_id": format!("p{place}")})),
+        )],
+        Step::MovePlace { id, parent } => vec![(
+            DocKind::Location,
+            format!("p{id}"),
+            Some(json!({"_id": format!("p{id}"),
+            "domain": DOMAIN, "doc_type": "Location", "name": format!("Place {}", id % 4), "parent_id": format!("p{parent}")})),
+        )],
         Step::Children { extra } => vec![(DocKind::DataSource, "children".to_owned(), Some(children(*extra)))],
         Step::ByPlace { extra } => vec![(DocKind::AggregateView, "by_place".to_owned(), Some(by_place(*extra)))],
         Step::DropKilos => vec![(DocKind::AggregateView, "kilos".to_owned(), None)],
@@ -460,8 +500,14 @@ fn history(steps: &[Step]) {
                 place("by_place", by_place(false)),
                 source("children", children(false)),
                 source("mothers", mothers()),
-                source("workers", simple("workers", "CommCareUser", &[("user_id", "_id"), ("location_id", "location_id")])),
-                source("places", simple("places", "Location", &[("place_id", "_id"), ("name", "name"), ("parent", "parent_id")])),
+                source(
+                    "workers",
+                    simple("workers", "CommCareUser", &[("user_id", "_id"), ("location_id", "location_id")]),
+                ),
+                source(
+                    "places",
+                    simple("places", "Location", &[("place_id", "_id"), ("name", "name"), ("parent", "parent_id")]),
+                ),
                 place("kilos", kilos()),
             ])
         };

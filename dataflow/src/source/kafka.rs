@@ -117,11 +117,7 @@ enum End {
     /// The reader has gone.
     Closed,
     /// Nothing can be read from here on.
-    Gap {
-        lane: LaneId,
-        wanted: Sequence,
-        earliest: Sequence,
-    },
+    Gap { lane: LaneId, wanted: Sequence, earliest: Sequence },
     /// Try again.
     Lost(String),
 }

@@ -21,7 +21,7 @@ use schemas::{
 pub(super) fn batch<'r>(
     schema: &TableSchema,
     arrow: &SchemaRef,
-    rows: impl Iterator<Item = &'r [Cell]> + Clone,
+    rows: &(impl Iterator<Item = &'r [Cell]> + Clone),
 ) -> Result<RecordBatch, ArrowError> {
     let columns = schema
         .columns

@@ -49,9 +49,7 @@ impl RowIds {
 
     pub(super) fn position(&self, id: u64) -> Option<usize> {
         match self {
-            Self::Run { first, len } => {
-                usize::try_from(id.checked_sub(*first)?).ok().filter(|offset| offset < len)
-            }
+            Self::Run { first, len } => usize::try_from(id.checked_sub(*first)?).ok().filter(|offset| offset < len),
             Self::List(ids) => ids.binary_search(&id).ok(),
         }
     }

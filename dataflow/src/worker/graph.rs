@@ -4,11 +4,14 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use differential_dataflow::{AsCollection, VecCollection};
 use schemas::row::Row;
-use timely::{container::CapacityContainerBuilder, dataflow::{
-    Scope, StreamVec,
-    channels::pact::{Exchange, Pipeline},
-    operators::{Capability, Concat, ConnectLoop, Feedback, OkErr, Operator, vec::Map},
-}};
+use timely::{
+    container::CapacityContainerBuilder,
+    dataflow::{
+        Scope, StreamVec,
+        channels::pact::{Exchange, Pipeline},
+        operators::{Capability, Concat, ConnectLoop, Feedback, OkErr, Operator, vec::Map},
+    },
+};
 use udf::aggregate_view::MAX_JOINS;
 
 use super::{Arrival, RowWalk, State, round_zero, tick_of};
@@ -24,8 +27,15 @@ use schemas::position::Tick;
 
 type Stream<'s, D> = StreamVec<'s, u64, D>;
 
+/// What two inputs brought for each round, with the capability to answer it.
+type Rounds<A, B> = BTreeMap<u64, (Capability<u64>, Vec<A>, Vec<B>)>;
+
 /// Arrivals in, row changes out: documents, evaluation, and the loop through related documents.
-pub(super) fn evaluation<'s>(scope: Scope<'s, u64>, arriving: Stream<'s, Arrival>, state: &State) -> Stream<'s, RowChange> {
+pub(super) fn evaluation<'s>(
+    scope: Scope<'s, u64>,
+    arriving: Stream<'s, Arrival>,
+    state: &State,
+) -> Stream<'s, RowChange> {
     let (changed, related) = documents(arriving, state);
     let (handle, answers) = scope.feedback::<Vec<Answer>>(1);
     let (rows, demands) = evaluate(changed, answers, state);
@@ -82,7 +92,7 @@ fn evaluate<'s>(
     let home = Exchange::new(|answer: &Answer| answer.subject.partition());
     changed
         .binary_frontier(answers, Pipeline, home, "Evaluate", move |_, _| {
-            let mut rounds: BTreeMap<u64, (Capability<u64>, Vec<Changed>, Vec<Answer>)> = BTreeMap::new();
+            let mut rounds: Rounds<Changed, Answer> = BTreeMap::new();
             move |(changed, changed_frontier), (answers, answers_frontier), output| {
                 changed.for_each(|capability, data| {
                     let Some(capability) = capability.retain_least(output.output_index()) else { return };
@@ -119,7 +129,7 @@ fn relate<'s>(related: Stream<'s, Related>, demands: Stream<'s, Demand>) -> Stre
     let demand_home = Exchange::new(|demand: &Demand| demand.relation.partition());
     related.binary_frontier(demands, related_home, demand_home, "Relate", move |_, _| {
         let mut relations = Relations::default();
-        let mut rounds: BTreeMap<u64, (Capability<u64>, Vec<Related>, Vec<Demand>)> = BTreeMap::new();
+        let mut rounds: Rounds<Related, Demand> = BTreeMap::new();
         move |(related, related_frontier), (demands, demands_frontier), output| {
             related.for_each(|capability, data| {
                 let Some(capability) = capability.retain_least(output.output_index()) else { return };
@@ -147,7 +157,11 @@ fn relate<'s>(related: Stream<'s, Related>, demands: Stream<'s, Demand>) -> Stre
 
 /// Row changes in; the tables are written, and aggregate views follow. The stream that leaves carries nothing but the
 /// frontier: when it has passed a tick, every table stands at that tick.
-pub(super) fn aggregation<'s>(rows: Stream<'s, RowChange>, nudged: Stream<'s, ()>, state: &State) -> Option<Stream<'s, ()>> {
+pub(super) fn aggregation<'s>(
+    rows: Stream<'s, RowChange>,
+    nudged: Stream<'s, ()>,
+    state: &State,
+) -> Option<Stream<'s, ()>> {
     let (base, index) = tables(rows, nudged, state);
     let aggregates = Rc::clone(&state.aggregates);
     let keyed = index.flat_map(move |(difference, time, diff): (Difference, u64, isize)| {
@@ -196,7 +210,11 @@ type Grouped = ((ViewNo, Joined), u64, isize);
 type Differences<'s> = Stream<'s, (Difference, u64, isize)>;
 
 /// Writes the row tables, one tick at a time, and gives their differences to readers.
-fn tables<'s>(rows: Stream<'s, RowChange>, nudged: Stream<'s, ()>, state: &State) -> (Differences<'s>, Differences<'s>) {
+fn tables<'s>(
+    rows: Stream<'s, RowChange>,
+    nudged: Stream<'s, ()>,
+    state: &State,
+) -> (Differences<'s>, Differences<'s>) {
     let state = state.clone();
     rows.binary_frontier(nudged, Pipeline, Pipeline, "Tables", move |_, _| {
         let mut ticks: BTreeMap<Tick, (Capability<u64>, Vec<RowChange>)> = BTreeMap::new();

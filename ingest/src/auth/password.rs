@@ -8,6 +8,7 @@ use argon2::{
     Algorithm, Argon2, Params, PasswordHash, PasswordHasher, PasswordVerifier, Version,
     password_hash::{Salt, SaltString},
 };
+use tokio::sync::Semaphore;
 
 /// Memory in KiB, and passes.
 const COST: (u32, u32) = (8 * 1024, 1);
@@ -32,11 +33,15 @@ fn hash_now(password: &str) -> Result<String, PasswordError> {
     Ok(argon2()?.hash_password(password.as_bytes(), &salt).map_err(fault)?.to_string())
 }
 
+/// Hashes that are computed at once: each holds 8 MiB, and an import of many users must leave cores to phones.
+static HASHERS: Semaphore = Semaphore::const_new(2);
+
 /// Hashes a password.
 ///
 /// # Errors
 /// [`PasswordError`] when it is too long for argon2 or the process is stopping.
 pub(crate) async fn hash(password: String) -> Result<String, PasswordError> {
+    let _turn = HASHERS.acquire().await.map_err(|error| PasswordError(error.to_string()))?;
     tokio::task::spawn_blocking(move || hash_now(&password)).await.map_err(|error| PasswordError(error.to_string()))?
 }
 

@@ -86,7 +86,12 @@ impl Relay {
     /// Starts to carry the log to `brokers` (`host:port`, separated by commas). They need not be reachable yet.
     pub(crate) fn start(log: Log, brokers: &str, clock: Arc<dyn Clock>) -> Self {
         let stop = CancellationToken::new();
-        let worker = Worker { log, brokers: brokers.to_owned(), clock, relayed: metrics::counter!("millrace_ingest_relayed_records_total") };
+        let worker = Worker {
+            log,
+            brokers: brokers.to_owned(),
+            clock,
+            relayed: metrics::counter!("millrace_ingest_relayed_records_total"),
+        };
         let stopped = stop.clone();
         let task = tokio::spawn(async move { worker.run(&stopped).await });
         Self { stop, task }
@@ -156,7 +161,10 @@ impl Worker {
             }
             for at in place.positions() {
                 if said.get(&at.lane).is_none_or(|last| last.elapsed() >= HEARTBEAT_EVERY) {
-                    producer.send(&heartbeat(at, partitions, self.clock.now_micros())).await.map_err(|e| self.failed(e))?;
+                    producer
+                        .send(&heartbeat(at, partitions, self.clock.now_micros()))
+                        .await
+                        .map_err(|e| self.failed(e))?;
                     said.insert(at.lane, Instant::now());
                 }
             }
@@ -195,10 +203,8 @@ impl Worker {
     /// Registers for every lane and returns how far each was relayed.
     async fn register(&self) -> Result<Frontier, RelayError> {
         let client = self.log.pool.get().await?;
-        let rows = client
-            .query_typed("SELECT lane FROM lanes ORDER BY lane", &[])
-            .await
-            .map_err(DatabaseError::from)?;
+        let rows =
+            client.query_typed("SELECT lane FROM lanes ORDER BY lane", &[]).await.map_err(DatabaseError::from)?;
         let mut place = Frontier::default();
         for row in rows {
             let lane = LaneId::from_i32(row.try_get(0).map_err(DatabaseError::from)?);
@@ -379,14 +385,19 @@ mod tests {
             let headers = message.headers.as_ref().unwrap();
             headers.iter().find(|h| h.key == name).map(|h| String::from_utf8(h.value.unwrap().to_vec()).unwrap())
         };
-        for (length, expected) in [(10, vec![None]), (PART_BYTES, vec![None]), (PART_BYTES + 1, vec![Some("1/2"), Some("2/2")])] {
-            let text = "é".repeat(length.div_ceil(2)).get(..length & !1).unwrap().to_owned() + if length % 2 == 1 { "x" } else { "" };
+        for (length, expected) in
+            [(10, vec![None]), (PART_BYTES, vec![None]), (PART_BYTES + 1, vec![Some("1/2"), Some("2/2")])]
+        {
+            let text = "é".repeat(length.div_ceil(2)).get(..length & !1).unwrap().to_owned()
+                + if length % 2 == 1 { "x" } else { "" };
             let messages: Vec<_> = parts(&record, &text, 4).collect();
             let got: Vec<_> = messages.iter().map(|m| header(m, PART_HEADER)).collect();
             assert_eq!(got.iter().map(Option::as_deref).collect::<Vec<_>>(), expected, "{length}");
             let joined: Vec<u8> = messages.iter().flat_map(|m| m.value.unwrap().iter().copied()).collect();
             assert_eq!(joined, text.as_bytes());
-            assert!(messages.iter().all(|m| m.partition == Some(1) && header(m, POSITION_HEADER).unwrap() == "m1.0-5.7"));
+            assert!(
+                messages.iter().all(|m| m.partition == Some(1) && header(m, POSITION_HEADER).unwrap() == "m1.0-5.7")
+            );
         }
     }
 }

@@ -198,9 +198,19 @@ mod tests {
             ))
         );
         let field = |at: usize, name: &str| said[at].as_ref().unwrap().1[name].clone();
-        assert_eq!((said[0].as_ref().unwrap().0, field(0, "associated_document_id")), ("form-sql", serde_json::Value::Null));
-        assert_eq!((said[1].is_none(), said[5].is_none()), (true, true), "superseded forms and definitions have no feed");
+        assert_eq!(
+            (said[0].as_ref().unwrap().0, field(0, "associated_document_id")),
+            ("form-sql", serde_json::Value::Null)
+        );
+        assert_eq!(
+            (said[1].is_none(), said[5].is_none()),
+            (true, true),
+            "superseded forms and definitions have no feed"
+        );
         assert_eq!(field(3, "is_deletion"), true);
-        assert_eq!((field(4, "data_source_type"), field(4, "data_source_name")), ("couch".into(), "commcarehq__users".into()));
+        assert_eq!(
+            (field(4, "data_source_type"), field(4, "data_source_name")),
+            ("couch".into(), "commcarehq__users".into())
+        );
     }
 }

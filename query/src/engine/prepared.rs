@@ -5,16 +5,16 @@
 //! are filled in; only the physical plan is made anew. If a table has changed its columns, key or index, or the plan reads
 //! something other than live tables, it is planned again from the parsed statement.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::{
     common::{
         ParamValues, Result as PlanResult, ScalarValue,
-        tree_node::{Transformed, TreeNodeRecursion},
+        tree_node::{Transformed, TreeNode, TreeNodeRecursion},
     },
     datasource::{provider_as_source, source_as_provider},
-    logical_expr::{LogicalPlan, TableScan},
+    logical_expr::{Expr, LogicalPlan, TableScan},
     sql::sqlparser::ast,
 };
 use parking_lot::Mutex;
@@ -27,8 +27,8 @@ use crate::{catalog::Scope, error::QueryError, table::LiveTable};
 #[derive(Debug)]
 pub(crate) struct Prepared {
     statement: ast::Statement,
-    /// Types of `$1`, `$2`, …; text where nothing says otherwise.
-    parameters: Vec<DataType>,
+    /// Types of `$1`, `$2`, … where their place in the statement gives them one.
+    parameters: Vec<Option<DataType>>,
     schema: SchemaRef,
     /// Guards nothing but the pointer: replaced when the tables have changed shape.
     reusable: Mutex<Option<Arc<LogicalPlan>>>,
@@ -47,8 +47,8 @@ impl Prepared {
         Ok(Self { statement, parameters, schema, reusable })
     }
 
-    /// Types of the parameters, `$1` first.
-    pub(crate) fn parameters(&self) -> &[DataType] {
+    /// Types of the parameters, `$1` first; `None` takes what is given.
+    pub(crate) fn parameters(&self) -> &[Option<DataType>] {
         &self.parameters
     }
 
@@ -96,10 +96,8 @@ impl Prepared {
                 values.len()
             )));
         }
-        let cast = |(at, (value, kind)): (usize, (ScalarValue, &DataType))| {
-            if value.data_type() == *kind {
-                return Ok(value);
-            }
+        let cast = |(at, (value, kind)): (usize, (ScalarValue, &Option<DataType>))| {
+            let Some(kind) = kind.as_ref().filter(|kind| **kind != value.data_type()) else { return Ok(value) };
             value.cast_to(kind).map_err(|error| {
                 QueryError::Parameter(format!("could not read parameter ${} as {kind}: {}", at + 1, error.message()))
             })
@@ -116,8 +114,24 @@ fn fill(plan: LogicalPlan, values: &[ScalarValue]) -> Result<LogicalPlan, QueryE
 }
 
 /// The types that parameters get from their place in the plan, `$1` first.
-fn parameter_types(plan: &LogicalPlan) -> Result<Vec<DataType>, QueryError> {
-    let found = plan.get_parameter_types()?;
+fn parameter_types(plan: &LogicalPlan) -> Result<Vec<Option<DataType>>, QueryError> {
+    let mut found = plan.get_parameter_types()?;
+    plan.apply_with_subqueries(|node| {
+        // The library leaves these open.
+        if let LogicalPlan::Limit(limit) = node {
+            for number in [&limit.skip, &limit.fetch].into_iter().flatten() {
+                note(&mut found, number, &DataType::Int64);
+            }
+        }
+        node.apply_expressions(|expression| {
+            expression.apply(|part| {
+                if let Expr::Cast(cast) = part {
+                    note(&mut found, &cast.expr, cast.field.data_type());
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
     let mut types = Vec::new();
     for (name, kind) in found {
         let number = name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
@@ -125,34 +139,52 @@ fn parameter_types(plan: &LogicalPlan) -> Result<Vec<DataType>, QueryError> {
             return Err(QueryError::Parameter(format!("`{name}` is not a parameter; write $1, $2, …")));
         };
         if types.len() < number {
-            types.resize(number, DataType::Utf8);
+            types.resize(number, None);
         }
-        if let (Some(slot), Some(kind)) = (types.get_mut(number - 1), kind) {
+        if let Some(slot) = types.get_mut(number - 1) {
             *slot = kind;
         }
     }
     Ok(types)
 }
 
+/// Gives a parameter a type if it has none.
+fn note(found: &mut HashMap<String, Option<DataType>>, expression: &Expr, kind: &DataType) {
+    if let Expr::Placeholder(placeholder) = expression
+        && let Some(slot @ None) = found.get_mut(&placeholder.id)
+    {
+        *slot = Some(kind.clone());
+    }
+}
+
 /// The optimised plan with open parameters, if it can serve other statements: it reads live tables only, and nothing in it
 /// depends on when it was made.
 fn reusable(engine: &Engine, plan: &LogicalPlan) -> Result<Option<LogicalPlan>, QueryError> {
-    if matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_)) || reads_clock(plan)? || !only_live(plan)? {
+    let explains = matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_));
+    if explains || reads_clock(plan)? || !keeps(plan)? {
         return Ok(None);
     }
     // A parameter without a type cannot be optimised around; such plans are made when the values are known.
     Ok(engine.state.optimize(plan).ok())
 }
 
-fn only_live(plan: &LogicalPlan) -> PlanResult<bool> {
-    let mut only = true;
+/// True if the plan reads live tables only, and its limits are known: the optimiser works with the numbers.
+fn keeps(plan: &LogicalPlan) -> PlanResult<bool> {
+    let mut keeps = true;
     plan.apply_with_subqueries(|node| {
-        if let LogicalPlan::TableScan(scan) = node {
-            only &= live(scan)?.is_some();
+        match node {
+            LogicalPlan::TableScan(scan) => keeps &= live(scan)?.is_some(),
+            LogicalPlan::Limit(limit) => {
+                let open = |number: &Option<Box<Expr>>| {
+                    number.as_ref().is_some_and(|number| !matches!(**number, Expr::Literal(_, _)))
+                };
+                keeps &= !open(&limit.skip) && !open(&limit.fetch);
+            }
+            _ => {}
         }
         Ok(TreeNodeRecursion::Continue)
     })?;
-    Ok(only)
+    Ok(keeps)
 }
 
 fn live(scan: &TableScan) -> PlanResult<Option<Arc<Table>>> {

@@ -67,9 +67,7 @@ impl Encoder {
         let inner = match format {
             Format::Objects => Inner::Objects(json(StructMode::ObjectOnly)),
             Format::Table => {
-                let column = |field: &Arc<Field>| {
-                    serde_json::json!({ "name": field.name(), "type": field.data_type().to_string() })
-                };
+                let column = |field: &Arc<Field>| serde_json::json!({ "name": field.name(), "type": field.data_type().to_string() });
                 let columns: Vec<_> = schema.fields().iter().map(column).collect();
                 out.extend_from_slice(b"{\"columns\":");
                 serde_json::to_writer(&mut out, &columns).map_err(|error| QueryError::Internal(error.to_string()))?;
@@ -119,10 +117,8 @@ impl Encoder {
 
 fn csv(out: &mut Vec<u8>, batch: &RecordBatch, header: bool) -> Result<(), ArrowError> {
     let flat = flatten(batch)?;
-    let mut writer = arrow::csv::WriterBuilder::new()
-        .with_header(header)
-        .with_timestamp_format(INSTANT.to_owned())
-        .build(&mut *out);
+    let mut writer =
+        arrow::csv::WriterBuilder::new().with_header(header).with_timestamp_format(INSTANT.to_owned()).build(&mut *out);
     writer.write(&flat)
 }
 

@@ -9,7 +9,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Path, State},
-    http::{HeaderMap, HeaderValue, Request, Uri, header},
+    http::{HeaderMap, HeaderValue, Request, header},
     response::Response,
     routing::post,
 };
@@ -65,10 +65,9 @@ async fn answer(doors: &Doors, principal: &Principal, request: Request<Body>) ->
     let (parts, body) = request.into_parts();
     let parameters = http::parameters(&parts.uri)?;
     let receipt = http::receipt(&parameters)?;
-    let format = format(&parts.headers, &parts.uri, &parameters);
+    let format = format(&parts.headers, &parameters);
     let limit = config.max_statement_bytes;
-    let body =
-        axum::body::to_bytes(body, limit.saturating_mul(2)).await.map_err(|_| QueryError::TooLong { limit })?;
+    let body = axum::body::to_bytes(body, limit.saturating_mul(2)).await.map_err(|_| QueryError::TooLong { limit })?;
     let Statement { sql, params } = statement(&parts.headers, &body)?;
     let mut statements = engine.parse(&sql)?;
     let (Some(statement), true) = (statements.pop(), statements.is_empty()) else {
@@ -94,7 +93,9 @@ fn statement(headers: &HeaderMap, body: &Bytes) -> Result<Statement, QueryError>
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     if kind.starts_with("application/json") || text.trim_start().starts_with('{') {
         return serde_json::from_str(text).map_err(|error| {
-            QueryError::Parameter(format!("could not read request: {error}; send the statement, or an object with `sql`"))
+            QueryError::Parameter(format!(
+                "could not read request: {error}; send the statement, or an object with `sql`"
+            ))
         });
     }
     Ok(Statement { sql: text.to_owned(), params: Vec::new() })
@@ -117,7 +118,7 @@ fn scalar(value: &serde_json::Value) -> Result<ScalarValue, QueryError> {
     })
 }
 
-fn format(headers: &HeaderMap, _uri: &Uri, parameters: &[(String, String)]) -> Format {
+fn format(headers: &HeaderMap, parameters: &[(String, String)]) -> Format {
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     if accept.contains("application/vnd.apache.arrow.stream") {
         Format::Arrow

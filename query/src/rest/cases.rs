@@ -45,7 +45,8 @@ pub(super) fn routes() -> Router<Doors> {
 }
 
 async fn list(State(doors): State<Doors>, Path(domain): Path<String>, headers: HeaderMap, uri: Uri) -> Response {
-    read(&doors, &domain, &headers, &uri, Wording::Spoken, |read| list_cases(read, &headers, &uri)).await
+    let here = format!("{}{}", origin(&headers), uri.path());
+    read(&doors, &domain, &headers, &uri, Wording::Spoken, move |read| list_cases(read, &here)).await
 }
 
 async fn detail(
@@ -54,7 +55,7 @@ async fn detail(
     headers: HeaderMap,
     uri: Uri,
 ) -> Response {
-    read(&doors, &domain, &headers, &uri, Wording::Spoken, |read| {
+    read(&doors, &domain, &headers, &uri, Wording::Spoken, move |read| {
         let shape = Shape::read(&mut read.parameters.clone())?;
         if id.contains(',') {
             return several(read, id.split(','), &[], &shape);
@@ -73,7 +74,7 @@ async fn by_external_id(
     headers: HeaderMap,
     uri: Uri,
 ) -> Response {
-    read(&doors, &domain, &headers, &uri, Wording::Spoken, |read| {
+    read(&doors, &domain, &headers, &uri, Wording::Spoken, move |read| {
         let shape = Shape::read(&mut read.parameters.clone())?;
         let found = find_external(read, &external_id)?;
         match found.as_slice() {
@@ -106,7 +107,7 @@ async fn bulk_fetch(
     uri: Uri,
     body: Bytes,
 ) -> Response {
-    read(&doors, &domain, &headers, &uri, Wording::Spoken, |read| {
+    read(&doors, &domain, &headers, &uri, Wording::Spoken, move |read| {
         let wanted: Wanted = serde_json::from_slice(&body)
             .map_err(|_| QueryError::Parameter("Payload must be valid JSON".to_owned()))?;
         if wanted.case_ids.is_empty() && wanted.external_ids.is_empty() {
@@ -123,7 +124,7 @@ fn missing(id: &str) -> QueryError {
 }
 
 fn documents(read: &Read) -> Documents {
-    Documents::of(&read.tables, "case_documents")
+    Documents::of(read, "case_documents")
 }
 
 /// A case that is not deleted.
@@ -173,7 +174,8 @@ fn several<'a>(
     json(&json!({ "cases": cases, "matching_records": matching, "missing_records": lost }))
 }
 
-fn list_cases(read: &Read, headers: &HeaderMap, uri: &Uri) -> Result<Response, QueryError> {
+/// One page; `here` is the address of the list.
+fn list_cases(read: &Read, here: &str) -> Result<Response, QueryError> {
     let mut parameters = read.parameters.clone();
     if let Some((_, cursor)) = parameters.iter().rev().find(|(name, _)| name == "cursor") {
         parameters = open_cursor(cursor)?;
@@ -193,7 +195,7 @@ fn list_cases(read: &Read, headers: &HeaderMap, uri: &Uri) -> Result<Response, Q
         pairs.push((LAST_ID.to_owned(), last.id.clone()));
         let cursor = base64::engine::general_purpose::STANDARD.encode(query_string(&pairs));
         let query = query_string(&[("cursor".to_owned(), cursor)]);
-        answer.insert("next".to_owned(), format!("{}{}?{query}", origin(headers), uri.path()).into());
+        answer.insert("next".to_owned(), format!("{here}?{query}").into());
     }
     let cases: Vec<Value> = found.rows.iter().map(|row| shape.apply(object(row, read))).collect();
     answer.insert("cases".to_owned(), cases.into());
@@ -255,7 +257,9 @@ fn conditions(parameters: &[(String, String)]) -> Result<(Vec<Condition>, usize)
             }
             LAST_ID | "include_deprecated" | "format" | "api_key" | "username" => {}
             "query" => {
-                return Err(QueryError::Parameter("Bad query: search expressions are not supported here yet".to_owned()));
+                return Err(QueryError::Parameter(
+                    "Bad query: search expressions are not supported here yet".to_owned(),
+                ));
             }
             name => {
                 if let Some(path) = name.strip_prefix("properties.").or(name.strip_prefix("indices.").and(Some(name))) {
@@ -363,9 +367,11 @@ fn indices(doc: &Value) -> Map<String, Value> {
 fn object(row: &Row, read: &Read) -> Value {
     let doc = &row.doc;
     let text = |name: &str| doc.get(name).filter(|value| value.is_string()).cloned().unwrap_or(Value::Null);
-    let dynamic = doc.as_object().into_iter().flatten().filter(|(name, value)| {
-        !COLUMNS.contains(&name.as_str()) && !value.is_null()
-    });
+    let dynamic = doc
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(name, value)| !COLUMNS.contains(&name.as_str()) && !value.is_null());
     let properties: Map<String, Value> = dynamic.map(|(name, value)| (name.clone(), value.clone())).collect();
     let or_empty = |value: Value| if value.is_null() { Value::String(String::new()) } else { value };
     json!({
@@ -398,7 +404,8 @@ impl Shape {
     fn read(parameters: &mut Vec<(String, String)>) -> Result<Self, QueryError> {
         let mut shape = Self::default();
         parameters.retain(|(name, value)| {
-            let (kind, parent) = name.split_once('.').map_or((name.as_str(), None), |(kind, parent)| (kind, Some(parent)));
+            let (kind, parent) =
+                name.split_once('.').map_or((name.as_str(), None), |(kind, parent)| (kind, Some(parent)));
             let paths = match kind {
                 "fields" => &mut shape.only,
                 "exclude" => &mut shape.without,

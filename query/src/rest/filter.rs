@@ -17,7 +17,8 @@ fn is_day(text: &str) -> bool {
 /// # Errors
 /// [`QueryError::Parameter`].
 pub(super) fn instant_v1(text: &str) -> Result<i64, QueryError> {
-    parse_micros(text).ok_or_else(|| QueryError::Parameter(format!("Bad query parameter: cannot parse `{text}` as a date")))
+    parse_micros(text)
+        .ok_or_else(|| QueryError::Parameter(format!("Bad query parameter: cannot parse `{text}` as a date")))
 }
 
 /// The bounds that `comparison` with `text` puts on an instant in version 2, both inclusive, microseconds.
@@ -104,6 +105,8 @@ mod tests {
         assert_eq!(scalars(&doc, "form.item.n"), [&json!("1"), &json!("2")]);
         assert_eq!(scalars(&doc, "form.meta.userID"), [&json!("U")]);
         assert!(scalars(&doc, "form.meta").is_empty() && scalars(&doc, "form.none.n").is_empty());
-        assert!(equals(&json!("U"), "u", true) && !equals(&json!("U"), "u", false) && equals(&json!(true), "true", false));
+        assert!(
+            equals(&json!("U"), "u", true) && !equals(&json!("U"), "u", false) && equals(&json!(true), "true", false)
+        );
     }
 }

@@ -35,20 +35,19 @@ pub(super) fn routes() -> Router<Doors> {
         "/a/{domain}/api/form/v1",
     ] {
         for slash in ["", "/"] {
-            router = router
-                .route(&format!("{base}{slash}"), get(list))
-                .route(&format!("{base}/{{id}}{slash}"), get(detail));
+            router =
+                router.route(&format!("{base}{slash}"), get(list)).route(&format!("{base}/{{id}}{slash}"), get(detail));
         }
     }
     router
 }
 
 async fn list(State(doors): State<Doors>, Path(domain): Path<String>, headers: HeaderMap, uri: Uri) -> Response {
-    read(&doors, &domain, &headers, &uri, Wording::Silent, |read| {
+    let zone = has_zone(&uri);
+    read(&doors, &domain, &headers, &uri, Wording::Silent, move |read| {
         let page = Page::read(&read.parameters, MAX)?;
         let (conditions, order) = (conditions(&read.parameters)?, order(&read.parameters)?);
         let found = documents(read).page(&conditions, &order, page.offset, page.limit)?;
-        let zone = has_zone(&uri);
         let objects = found.rows.iter().map(|row| object(row, read, zone)).collect();
         json(&page.envelope(&read.parameters, found.total, objects))
     })
@@ -61,10 +60,11 @@ async fn detail(
     headers: HeaderMap,
     uri: Uri,
 ) -> Response {
-    read(&doors, &domain, &headers, &uri, Wording::Silent, |read| {
+    let zone = has_zone(&uri);
+    read(&doors, &domain, &headers, &uri, Wording::Silent, move |read| {
         let shown = |row: &Row| matches!(doc_type(row), "XFormInstance" | "XFormArchived");
         match documents(read).get(&id)?.filter(shown) {
-            Some(row) => json(&object(&row, read, has_zone(&uri))),
+            Some(row) => json(&object(&row, read, zone)),
             None => Err(QueryError::NotFound(format!("form `{id}` does not exist"))),
         }
     })
@@ -72,7 +72,7 @@ async fn detail(
 }
 
 fn documents(read: &Read) -> Documents {
-    Documents::of(&read.tables, "form_documents")
+    Documents::of(read, "form_documents")
 }
 
 fn doc_type(row: &Row) -> &str {
@@ -126,7 +126,9 @@ fn conditions(parameters: &[(String, String)]) -> Result<Vec<Condition>, QueryEr
             "limit" | "offset" | "order_by" | "q" | "format" | "api_key" | "username" | "include_archived" => {}
             name if name.ends_with("__full") => {}
             "_search" => {
-                return Err(QueryError::Parameter("_search is not supported here; use the *_start and *_end filters".to_owned()));
+                return Err(QueryError::Parameter(
+                    "_search is not supported here; use the *_start and *_end filters".to_owned(),
+                ));
             }
             "xmlns" | "xmlns.exact" => conditions.push(text("xmlns")),
             "app_id" => conditions.push(path("app_id")),

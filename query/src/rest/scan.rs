@@ -2,13 +2,20 @@
 //!
 //! Columns decide first; a row's JSON is parsed only if a condition asks for it and the columns agree.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arrow::array::{Array, ArrayRef, BooleanArray, StringViewArray, TimestampMicrosecondArray};
-use schemas::table::{DomainTables, Segment, Table, TableName};
+use schemas::table::{Segment, Table, TableName};
 use serde_json::Value;
 
+use super::Read;
 use crate::QueryError;
+
+/// Rows between two looks at the clock.
+const CHECKED_ROWS: usize = 1024;
 
 /// What a row has to satisfy.
 pub(super) enum Condition {
@@ -50,6 +57,8 @@ pub(super) struct Found {
 pub(super) struct Documents {
     table: Option<Arc<Table>>,
     name: &'static str,
+    until: Instant,
+    timeout: Duration,
 }
 
 const ID: &str = "doc_id";
@@ -58,8 +67,9 @@ const DOCUMENT: &str = "document";
 
 impl Documents {
     /// The table of that name in schema `system`; without one there are no documents.
-    pub(super) fn of(tables: &DomainTables, name: &'static str) -> Self {
-        Self { table: tables.tables.get(&TableName::new("system", name)).cloned(), name }
+    pub(super) fn of(read: &Read, name: &'static str) -> Self {
+        let table = read.tables.tables.get(&TableName::new("system", name)).cloned();
+        Self { table, name, until: read.until, timeout: read.timeout }
     }
 
     fn column(&self, table: &Table, name: &str) -> Result<usize, QueryError> {
@@ -84,7 +94,7 @@ impl Documents {
     /// The matching rows in order, from `offset` on, at most `limit`; and the number of all that match.
     ///
     /// # Errors
-    /// [`QueryError::Internal`] if the table has another shape than agreed.
+    /// [`QueryError::Internal`] if the table has another shape than agreed, [`QueryError::Timeout`].
     pub(super) fn page(
         &self,
         conditions: &[Condition],
@@ -109,6 +119,9 @@ impl Documents {
             let keys = keys.collect::<Result<Vec<_>, QueryError>>()?;
             let json = texts(segment, self.column(table, DOCUMENT)?)?;
             for row in 0..segment.batch.num_rows() {
+                if row % CHECKED_ROWS == 0 && Instant::now() > self.until {
+                    return Err(QueryError::Timeout { after: self.timeout });
+                }
                 if segment.dead.is_dead(row) || !columns.iter().all(|test| test.holds(row)) {
                     continue;
                 }

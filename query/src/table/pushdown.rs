@@ -174,10 +174,8 @@ mod tests {
     #[test]
     fn look_ups_are_recognised() {
         let text = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
-        let placeholder = Expr::Placeholder(datafusion::logical_expr::expr::Placeholder::new_with_field(
-            "$1".to_owned(),
-            None,
-        ));
+        let placeholder =
+            Expr::Placeholder(datafusion::logical_expr::expr::Placeholder::new_with_field("$1".to_owned(), None));
         for (filter, keys) in [
             (col("doc_id").eq(lit("a")), text(&["a"])),
             (lit("a").eq(col("doc_id")), text(&["a"])),

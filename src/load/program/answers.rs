@@ -185,11 +185,8 @@ impl Interview<'_> {
         day: i64,
     ) -> Filled {
         let born = date(day - self.stream.between(0, 5));
-        let update = vec![
-            ("status", "delivered".to_owned()),
-            ("delivery_date", born.clone()),
-            ("last_visit", date(day)),
-        ];
+        let update =
+            vec![("status", "delivered".to_owned()), ("delivery_date", born.clone()), ("last_visit", date(day))];
         let mut blocks = vec![block(case, update)];
         let mut babies = Vec::new();
         for child in children {
@@ -245,11 +242,8 @@ impl Interview<'_> {
 
     /// The questions both visits begin with, and what they write to the mother.
     fn visit(&mut self, day: i64) -> (Vec<(&'static str, Answer)>, Fields) {
-        let mut update: Fields = vec![
-            ("hb", self.decimal(7.0, 14.5)),
-            ("weight", self.decimal(38.0, 85.0)),
-            ("danger_signs", self.signs()),
-        ];
+        let mut update: Fields =
+            vec![("hb", self.decimal(7.0, 14.5)), ("weight", self.decimal(38.0, 85.0)), ("danger_signs", self.signs())];
         let mut answers = vec![("visit_date", text(date(day)))];
         answers.extend(update.iter().map(|(question, answer)| (*question, text(answer.clone()))));
         update.push(("last_visit", date(day)));

@@ -148,10 +148,13 @@ impl Form {
 
     /// Entries of the repeat group `items`.
     pub(crate) fn items(&self) -> usize {
-        self.answers.iter().map(|(name, answer)| match answer {
-            Answer::Repeat(entries) if *name == "items" => entries.len(),
-            _ => 0,
-        }).sum()
+        self.answers
+            .iter()
+            .map(|(name, answer)| match answer {
+                Answer::Repeat(entries) if *name == "items" => entries.len(),
+                _ => 0,
+            })
+            .sum()
     }
 
     /// The form as it is posted.

@@ -36,7 +36,13 @@ fn forms_are_decided_by_seed_and_run() {
     let xml = |seed, run| all(program(seed, run, 300)).0.iter().map(|form| Arc::clone(&form.xml)).collect::<Vec<_>>();
     let (a, b, second_run) = (xml(7, 1), xml(7, 1), xml(7, 2));
     assert_eq!(a, b);
-    let ids = |run| all(program(7, run, 300)).0.into_iter().flat_map(|form| [form.effects.form, form.effects.mother]).collect::<HashSet<_>>();
+    let ids = |run| {
+        all(program(7, run, 300))
+            .0
+            .into_iter()
+            .flat_map(|form| [form.effects.form, form.effects.mother])
+            .collect::<HashSet<_>>()
+    };
     assert!(ids(1).is_disjoint(&ids(2)));
     assert_ne!(a, second_run);
 }

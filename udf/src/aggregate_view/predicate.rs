@@ -138,7 +138,10 @@ fn compare(spec: &Comparison, pointer: &str, resolve: &mut Resolve<'_>) -> Resul
             };
         }
         other => {
-            return fail("/operator", format!("unknown operator `{other}` (expected =, !=, <, <=, >, >=, in, is_null)"));
+            return fail(
+                "/operator",
+                format!("unknown operator `{other}` (expected =, !=, <, <=, >, >=, in, is_null)"),
+            );
         }
     };
     match cell(&spec.value, of) {
@@ -201,7 +204,11 @@ mod tests {
         assert!(!check(r#"{"column":"a","operator":"!=","value":1}"#, Cell::Null, ColumnType::Integer));
         assert!(check(r#"{"column":"a","operator":"in","value":["x","y"]}"#, Cell::Text("y".into()), ColumnType::Text));
         assert!(check(r#"{"not":{"column":"a","operator":"is_null"}}"#, Cell::Int(1), ColumnType::Integer));
-        assert!(check(r#"{"or":[{"column":"a","operator":"=","value":1},{"column":"a","operator":"=","value":2}]}"#, Cell::Int(2), ColumnType::Integer));
+        assert!(check(
+            r#"{"or":[{"column":"a","operator":"=","value":1},{"column":"a","operator":"=","value":2}]}"#,
+            Cell::Int(2),
+            ColumnType::Integer
+        ));
         assert!(check(r#"{"column":"a","operator":">=","value":"2025-05-01"}"#, Cell::Date(20209), ColumnType::Date));
     }
 
@@ -209,6 +216,9 @@ mod tests {
     fn a_value_of_another_type_is_refused() {
         let spec: Spec = serde_json::from_str(r#"{"column":"a","operator":"=","value":"x"}"#).unwrap();
         let column = ColumnRef { source: 0, column: 0 };
-        assert_eq!(compile(&spec, "/where", &mut |_, _| Some((column, ColumnType::Integer))).unwrap_err()[0].pointer, "/where/value");
+        assert_eq!(
+            compile(&spec, "/where", &mut |_, _| Some((column, ColumnType::Integer))).unwrap_err()[0].pointer,
+            "/where/value"
+        );
     }
 }

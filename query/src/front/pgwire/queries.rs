@@ -15,6 +15,7 @@ use ::pgwire::{
     messages::{PgWireBackendMessage, response::TransactionStatus},
     types::format::FormatOptions,
 };
+use arrow::datatypes::DataType;
 use async_trait::async_trait;
 use datafusion::{common::ParamValues, scalar::ScalarValue, sql::sqlparser::ast};
 use datafusion_postgres::arrow_pg::datatypes::{df::deserialize_parameters_with_server_types, into_pg_type};
@@ -140,14 +141,16 @@ impl QueryParser for Parser {
     fn get_parameter_types(&self, statement: &Parsed) -> PgWireResult<Vec<Type>> {
         match statement {
             Parsed::Command(_) => Ok(Vec::new()),
-            Parsed::Query(prepared) => prepared.parameters().iter().map(into_pg_type).collect(),
+            Parsed::Query(prepared) => prepared.parameters().iter().map(wire_type).collect(),
         }
     }
 
     fn get_result_schema(&self, statement: &Parsed, format: Option<&Format>) -> PgWireResult<Vec<FieldInfo>> {
         let format = format.unwrap_or(&Format::UnifiedText);
         match statement {
-            Parsed::Command(Command::Show(name)) => rows::text_field(name, format).map(|field| vec![field]).map_err(failed),
+            Parsed::Command(Command::Show(name)) => {
+                rows::text_field(name, format).map(|field| vec![field]).map_err(failed)
+            }
             Parsed::Command(_) => Ok(Vec::new()),
             Parsed::Query(prepared) => rows::fields(prepared.schema(), format, None).map_err(failed),
         }
@@ -179,12 +182,16 @@ impl ExtendedQueryHandler for Queries {
         let options = FormatOptions::from_client_metadata(client.metadata());
         let run = async {
             let scope = self.session.scope().await?;
-            let answer =
-                self.session.engine().run_prepared(&scope, prepared, values, self.session.ask()).await?;
+            let answer = self.session.engine().run_prepared(&scope, prepared, values, self.session.ask()).await?;
             rows::respond(answer, format, Arc::new(options))
         };
         run.await.map(Response::Query).map_err(failed)
     }
+}
+
+/// What a client is asked to send; text where nothing says otherwise, as Postgres does.
+fn wire_type(kind: &Option<DataType>) -> PgWireResult<Type> {
+    kind.as_ref().map_or(Ok(Type::TEXT), into_pg_type)
 }
 
 /// The values bound to a portal, in the types that the client sent them in.
@@ -202,8 +209,8 @@ fn values(portal: &Portal<Parsed>, prepared: &Prepared) -> PgWireResult<Vec<Scal
             portal.parameter_len()
         ))));
     }
-    let inferred: Vec<_> = kinds.iter().map(Some).collect();
-    let wire = kinds.iter().map(into_pg_type).collect::<PgWireResult<Vec<_>>>()?;
+    let inferred: Vec<_> = kinds.iter().map(Option::as_ref).collect();
+    let wire = kinds.iter().map(wire_type).collect::<PgWireResult<Vec<_>>>()?;
     let wire: Vec<_> = wire.iter().map(Some).collect();
     match deserialize_parameters_with_server_types(portal, &inferred, &wire)? {
         ParamValues::List(values) => Ok(values.into_iter().map(|value| value.value).collect()),

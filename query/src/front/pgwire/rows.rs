@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use ::pgwire::{
     api::{
+        Type,
         portal::Format,
         results::{DataRowEncoder, FieldFormat, FieldInfo, QueryResponse},
-        Type,
     },
     error::{PgWireError, PgWireResult},
     messages::data::DataRow,
@@ -51,7 +51,11 @@ pub(super) fn fields(
 ///
 /// # Errors
 /// As [`fields`].
-pub(super) fn respond(answer: Answer, format: &Format, options: Arc<FormatOptions>) -> Result<QueryResponse, QueryError> {
+pub(super) fn respond(
+    answer: Answer,
+    format: &Format,
+    options: Arc<FormatOptions>,
+) -> Result<QueryResponse, QueryError> {
     let fields = Arc::new(fields(&answer.schema(), format, Some(options))?);
     let described = Arc::clone(&fields);
     let batches = futures::stream::try_unfold(answer, |mut answer| async move {

@@ -1,0 +1,232 @@
+//! Bench of the whole system: forms at a steady rate over HTTP, and how long until a SQL statement shows each in every
+//! table it belongs to. Prints one Markdown table, a row a rate.
+//!
+//! Each rate runs `millrace demo` with a data directory of its own. CPU time is that of the whole process tree while the
+//! forms come, the generator of the load and the prober included. The machine's own flush is measured right before.
+//!
+//! `MILLRACE_BENCH_SECONDS` is how long each rate lasts (default 20; three times that for the highest), `TMPDIR` where the
+//! data lie.
+#![allow(clippy::print_stdout, reason = "the table is what a bench is for")]
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use serde_json::Value;
+
+/// Forms a second, and how many times the usual length they run.
+const RATES: [(u32, f64); 4] = [(50, 1.0), (100, 1.0), (200, 1.0), (400, 3.0)];
+/// Workers with a phone.
+const WORKERS: u32 = 600;
+/// What `demo` says right before the first form.
+const BEGINNING: &str = "signed in:";
+/// Pause between two readings of CPU time.
+const LOOK: Duration = Duration::from_millis(500);
+/// Writes of the flush test, and what each writes: a page of a database's log.
+const FLUSHES: usize = 300;
+const PAGE: [u8; 4096] = [7; 4096];
+/// Units of CPU time in `/proc`, on every Linux that we know.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+fn main() -> anyhow::Result<()> {
+    // `cargo test --benches` starts benches too, without this argument.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return Ok(());
+    }
+    let seconds = match std::env::var("MILLRACE_BENCH_SECONDS") {
+        Ok(text) => text.parse().with_context(|| format!("MILLRACE_BENCH_SECONDS: `{text}` is not a number"))?,
+        Err(_) => 20.0,
+    };
+    println!(
+        "| asked | for | achieved | sent → acknowledged p50 / p99 | acknowledged → visible p50 / p99 / max | due → visible p99 / max | CPU a form | flush p50 / p99 |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    let mut verdicts = Vec::new();
+    for (rate, times) in RATES {
+        let run = Run::take(rate, seconds * times)?;
+        println!("{}", run.row()?);
+        verdicts.extend(run.verdicts()?);
+    }
+    println!("\n| goal | measured | met |\n| --- | --- | --- |");
+    for (goal, measured, met) in verdicts {
+        println!("| {goal} | {measured} | {} |", if met { "yes" } else { "**no**" });
+    }
+    Ok(())
+}
+
+/// One rate's run.
+struct Run {
+    rate: u32,
+    seconds: f64,
+    result: Value,
+    /// Seconds of CPU while forms came, if the system tells.
+    cpu: Option<f64>,
+    /// Milliseconds that a flush takes: p50 and p99.
+    flush: (f64, f64),
+}
+
+impl Run {
+    fn take(rate: u32, seconds: f64) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        // The private Postgres may run as another user, who has to pass through.
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711))?;
+        let flush = flushes(directory.path())?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MILLRACE_")) {
+            command.env_remove(name);
+        }
+        let mut child = command
+            .args(["demo", "--json", "--http", "127.0.0.1:0", "--pg", "127.0.0.1:0", "--data-dir"])
+            .arg(directory.path().join("data"))
+            .args(["--rate", &rate.to_string(), "--duration", &seconds.to_string(), "--workers", &WORKERS.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("could not start millrace")?;
+        let (begin, begun) = mpsc::channel();
+        let said = child.stderr.take().context("no standard error")?;
+        let listener = std::thread::spawn(move || {
+            let mut said_last = String::new();
+            for line in BufReader::new(said).lines().map_while(Result::ok) {
+                if line.starts_with(BEGINNING) && begin.send(Instant::now()).is_err() {
+                    break;
+                }
+                said_last = line;
+            }
+            said_last
+        });
+        let mut readings = Vec::new();
+        if let Ok(started) = begun.recv() {
+            while child.try_wait()?.is_none() {
+                readings.extend(tree_ticks(child.id()).map(|ticks| (started.elapsed(), ticks)));
+                std::thread::sleep(LOOK);
+            }
+        }
+        let status = child.wait()?;
+        let mut text = String::new();
+        child.stdout.take().context("no standard output")?.read_to_string(&mut text)?;
+        let said_last = listener.join().unwrap_or_default();
+        let result: Value = serde_json::from_str(&text)
+            .with_context(|| format!("millrace demo: {status}; it said last: {said_last}"))?;
+        let lasted = Duration::from_secs_f64(result.get("seconds").and_then(Value::as_f64).unwrap_or(seconds));
+        let cpu = readings.iter().find(|(at, _)| *at >= lasted).or(readings.last()).zip(readings.first());
+        let cpu = cpu.map(|((_, last), (_, first))| (last - first) as f64 / TICKS_PER_SECOND);
+        Ok(Self { rate, seconds, result, cpu, flush })
+    }
+
+    fn number(&self, pointer: &str) -> anyhow::Result<f64> {
+        self.result
+            .pointer(pointer)
+            .and_then(Value::as_f64)
+            .with_context(|| format!("no number {pointer} in the result"))
+    }
+
+    fn latency(&self, which: &str, field: &str) -> anyhow::Result<f64> {
+        self.number(&format!("/latency_ms/{which}/{field}"))
+    }
+
+    fn row(&self) -> anyhow::Result<String> {
+        let all = |which: &str, fields: &[&str]| -> anyhow::Result<String> {
+            let shown = fields.iter().map(|field| Ok(format!("{:.1}", self.latency(which, field)?)));
+            Ok(shown.collect::<anyhow::Result<Vec<_>>>()?.join(" / ") + " ms")
+        };
+        let forms = self.number("/forms/acknowledged")?;
+        let cpu = self.cpu.map_or_else(|| "?".to_owned(), |cpu| format!("{:.2} ms", cpu / forms * 1000.0));
+        let (rate, seconds, achieved) = (self.rate, self.seconds, self.number("/rate/achieved")?);
+        let (ack, visible) = (all("ack", &["p50", "p99"])?, all("acknowledged_to_visible", &["p50", "p99", "max"])?);
+        let (due, (p50, p99)) = (all("due_to_visible", &["p99", "max"])?, self.flush);
+        Ok(format!(
+            "| {rate} forms/s | {seconds} s | {achieved}/s | {ack} | {visible} | {due} | {cpu} | {p50:.1} / {p99:.1} ms |"
+        ))
+    }
+
+    /// The goals for this rate: what is asked, what was measured, whether it is met.
+    fn verdicts(&self) -> anyhow::Result<Vec<(String, String, bool)>> {
+        let rate = self.rate;
+        let good = self.result.get("good") == Some(&Value::Bool(true));
+        let mut verdicts = Vec::new();
+        if rate == 100 {
+            for (field, most) in [("p50", 6.0), ("p99", 60.0)] {
+                let measured = self.latency("acknowledged_to_visible", field)?;
+                let goal = format!("{rate} forms/s: acknowledged → visible {field} ≤ {most} ms");
+                verdicts.push((goal, format!("{measured:.1} ms"), good && measured <= most));
+            }
+            let (measured, most) = (self.latency("ack", "p99")?, (12.0 * self.flush.1).max(15.0));
+            let goal = format!("{rate} forms/s: sent → acknowledged p99 ≤ 15 ms or 12 flushes (now {most:.0} ms)");
+            verdicts.push((goal, format!("{measured:.1} ms"), measured <= most));
+        }
+        if rate >= 400 {
+            let (achieved, slowest) = (self.number("/rate/achieved")?, self.latency("due_to_visible", "max")?);
+            let goal = format!(
+                "{rate} forms/s for {} s by {WORKERS} workers, each visible within 1 s of when it was due",
+                self.seconds
+            );
+            let met = good && achieved >= f64::from(rate) * 0.995 && slowest <= 1000.0;
+            verdicts.push((goal, format!("{achieved:.1} forms/s, slowest {slowest:.0} ms"), met));
+        }
+        let (sent, visible) = (self.number("/forms/sent")?, self.number("/visibility/visible")?);
+        let goal = format!("{rate} forms/s: every form acknowledged and visible");
+        verdicts.push((goal, format!("{visible} of {sent}"), good && visible >= sent));
+        Ok(verdicts)
+    }
+}
+
+/// CPU time that a process, its descendants and those of them that have ended have used, in ticks.
+fn tree_ticks(root: u32) -> Option<u64> {
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    let mut used: HashMap<u32, u64> = HashMap::new();
+    for entry in fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some((parent, ticks)) = process(&entry.path()) else { continue };
+        children.entry(parent).or_default().push(pid);
+        used.insert(pid, ticks);
+    }
+    let mut tree = vec![root];
+    let mut total = 0;
+    while let Some(pid) = tree.pop() {
+        total += used.get(&pid)?;
+        tree.extend(children.remove(&pid).unwrap_or_default());
+    }
+    Some(total)
+}
+
+/// A process's parent, and the CPU time of it and of its children that have ended.
+fn process(directory: &Path) -> Option<(u32, u64)> {
+    let stat = fs::read_to_string(directory.join("stat")).ok()?;
+    // The name may hold anything; what counts stands behind its closing bracket.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    let ticks = (11..15).map(number).sum::<Option<u64>>()?;
+    Some((fields.get(1)?.parse().ok()?, ticks))
+}
+
+/// Milliseconds of a write and its `fdatasync` in that directory, over space that the file has already: p50 and p99.
+fn flushes(directory: &Path) -> std::io::Result<(f64, f64)> {
+    let path = directory.join("flush");
+    let mut file = File::create(&path)?;
+    for _ in 0..FLUSHES {
+        file.write_all(&PAGE)?;
+    }
+    file.sync_all()?;
+    file.seek(SeekFrom::Start(0))?;
+    let mut took = Vec::with_capacity(FLUSHES);
+    for _ in 0..FLUSHES {
+        let started = Instant::now();
+        file.write_all(&PAGE)?;
+        file.sync_data()?;
+        took.push(started.elapsed().as_secs_f64() * 1000.0);
+    }
+    fs::remove_file(&path)?;
+    took.sort_unstable_by(f64::total_cmp);
+    let percentile = |percent: usize| took.get(FLUSHES * percent / 100).copied().unwrap_or(f64::NAN);
+    Ok((percentile(50), percentile(99)))
+}

@@ -275,7 +275,7 @@ impl Ready {
         if let Some(target) = &target {
             tables = Tables::read(target, &population).await?;
         }
-        Ok(outcome(&session, &tally, lasted, &unseen, tables, target.is_some()))
+        Ok(outcome(&session, &tally, lasted, &unseen, &tables, target.is_some()))
     }
 }
 
@@ -312,7 +312,7 @@ fn outcome(
     tally: &Tally,
     lasted: Duration,
     unseen: &[Unseen],
-    tables: Tables,
+    tables: &Tables,
     watched: bool,
 ) -> Outcome {
     let (acknowledged, visible, failed) =
@@ -499,7 +499,7 @@ mod tests {
         let tally = Tally::default();
         tally.with(|counts| (counts.acknowledged, counts.visible) = (10, 10));
         let second = Duration::from_secs(1);
-        let good = outcome(&session(), &tally, second, &[], Tables::default(), true);
+        let good = outcome(&session(), &tally, second, &[], &Tables::default(), true);
         assert!(good.good);
         assert_eq!(good.json["rate"]["achieved"], 10.0);
         for field in
@@ -509,14 +509,14 @@ mod tests {
         }
         tally.with(|counts| counts.visible = 9);
         let unseen = [Unseen { form: Arc::from("f"), missing: "ucr.children: c".to_owned() }];
-        let bad = outcome(&session(), &tally, second, &unseen, Tables::default(), true);
+        let bad = outcome(&session(), &tally, second, &unseen, &Tables::default(), true);
         assert!(!bad.good);
         assert_eq!(bad.json["visibility"]["unseen"][0]["form"], "f");
         assert!(bad.summary().contains("NOT VISIBLE: 1 acknowledged forms"), "{}", bad.summary());
         assert!(good.summary().contains("everything acknowledged is visible"), "{}", good.summary());
-        assert!(outcome(&session(), &tally, second, &[], Tables::default(), false).good);
+        assert!(outcome(&session(), &tally, second, &[], &Tables::default(), false).good);
         let misplaced = Tables { misplaced: vec!["u".to_owned()], ..Tables::default() };
         tally.with(|counts| counts.visible = 10);
-        assert!(!outcome(&session(), &tally, second, &[], misplaced, true).good);
+        assert!(!outcome(&session(), &tally, second, &[], &misplaced, true).good);
     }
 }

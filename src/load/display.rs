@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn latencies_are_readable() {
-        for (ms, text) in [(None, "-"), (Some(3.14), "3.1 ms"), (Some(314.2), "314 ms"), (Some(31_420.0), "31.4 s")] {
+        for (ms, text) in [(None, "-"), (Some(3.06), "3.1 ms"), (Some(314.2), "314 ms"), (Some(31_420.0), "31.4 s")] {
             assert_eq!(shown(ms), text);
         }
     }

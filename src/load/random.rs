@@ -27,12 +27,12 @@ impl Stream {
     /// A whole number in `low..=high`; `low` if the range is empty.
     pub(crate) fn between(&mut self, low: i64, high: i64) -> i64 {
         let width = u64::try_from(high.saturating_sub(low)).unwrap_or(0).saturating_add(1);
-        low.saturating_add_unsigned((u128::from(self.bits()) * u128::from(width) >> 64) as u64)
+        low.saturating_add_unsigned(((u128::from(self.bits()) * u128::from(width)) >> 64) as u64)
     }
 
     /// An index below `length`; 0 if there is none.
     pub(crate) fn index(&mut self, length: usize) -> usize {
-        (u128::from(self.bits()) * length as u128 >> 64) as usize
+        ((u128::from(self.bits()) * length as u128) >> 64) as usize
     }
 
     /// True with probability `share`.

@@ -1,6 +1,6 @@
 //! Password hashes: argon2id with modest cost, off the asynchronous threads.
 //!
-//! 8 MiB and one pass take about 8 ms; the cost is paid once a minute per caller, and by a guesser every time.
+//! 8 MiB and one pass take about 8 ms; the cost is paid once every few minutes per caller, and by a guesser every time.
 
 use std::sync::LazyLock;
 

@@ -226,11 +226,3 @@ async fn the_server_stops_when_told() {
     (&mut server.task).await.unwrap().unwrap();
     assert!(client.simple_query("select 1").await.is_err());
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn tmp_serve() {
-    let Ok(seconds) = std::env::var("TMP_SERVE") else { return };
-    let server = Server::start(world::quick()).await;
-    std::fs::write("/tmp/brief_port_d", server.port.to_string()).unwrap();
-    tokio::time::sleep(std::time::Duration::from_secs(seconds.parse().unwrap())).await;
-}

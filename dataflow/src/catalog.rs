@@ -141,6 +141,10 @@ impl Catalog {
         let (domain, _, id) = key;
         let Some(document) = self.definitions.get(key).map(|definition| definition.document.clone()) else { return };
         let built = match DataSource::compile(&document) {
+            Ok(source) if source.is_deactivated() => {
+                self.drop_instances(key, "it is deactivated", commands);
+                return;
+            }
             Ok(source) => {
                 let schema = Arc::new(source.schema().clone());
                 let stamp_column = schema.position("inserted_at");
@@ -229,9 +233,16 @@ impl Catalog {
     }
 
     fn drop_view(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
-        let Some(definition) = self.definitions.remove(key) else { return };
+        self.drop_instances(key, "it has been deleted", commands);
+        self.definitions.remove(key);
+    }
+
+    /// Takes a view's tables away, and those of the aggregate views that read them.
+    fn drop_instances(&mut self, key: &DefinitionKey, why: &str, commands: &mut Vec<Command>) {
+        let Some(definition) = self.definitions.get_mut(key) else { return };
+        let gone: Vec<ViewNo> = definition.live.take().into_iter().chain(definition.building.take()).collect();
+        definition.failed = Some(why.to_owned());
         self.dirty.insert(key.0.clone());
-        let gone: Vec<ViewNo> = definition.live.into_iter().chain(definition.building).collect();
         // Aggregate views over it go first: their rows are taken back from tables that still exist.
         let reads = |instance: &Instance| matches!(&instance.logic, Logic::Groups { inputs, .. } if inputs.iter().any(|input| gone.contains(input)));
         let mut readers = Vec::new();
@@ -240,7 +251,7 @@ impl Catalog {
             let building = held.building.take_if(|no| reading(no));
             let live = held.live.take_if(|no| reading(no));
             if building.is_some() || live.is_some() {
-                held.failed = Some(format!("it reads the data source `{}`, which has been deleted", key.2));
+                held.failed = Some(format!("it reads the data source `{}`, which is gone: {why}", key.2));
                 tracing::warn!(domain = %reader.0, view = reader.2, source = key.2, "an aggregate view lost its source");
             }
             readers.extend(building.into_iter().chain(live));

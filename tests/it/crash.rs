@@ -74,7 +74,8 @@ async fn nothing_is_lost_doubled_or_halved_by_crashes() {
         let last = field.acknowledged.lock().values().copied().max();
         let server = field.server.read().await;
         let rows = shown.compare_all(&server, last).await;
-        everything_is_whole(&server, &mut stored, &field.acknowledged.lock().clone()).await;
+        let acknowledged = field.acknowledged.lock().clone();
+        everything_is_whole(&server, &mut stored, &acknowledged).await;
         println!("death {number} ({victim:?}): {} forms acknowledged, rows {rows:?}", field.acknowledged.lock().len());
     }
     field.enough.store(true, Ordering::Relaxed);
@@ -87,7 +88,8 @@ async fn nothing_is_lost_doubled_or_halved_by_crashes() {
     assert!(server.stop().await.success());
     server.restart().await;
     shown.compare_all(&server, last).await;
-    everything_is_whole(&server, &mut stored, &field.acknowledged.lock().clone()).await;
+    let acknowledged = field.acknowledged.lock().clone();
+    everything_is_whole(&server, &mut stored, &acknowledged).await;
 }
 
 /// What phones and the reaper share.

@@ -105,7 +105,8 @@ fn closed(doc: &Value) -> bool {
 }
 
 fn below_eleven(hb: Option<&BigDecimal>) -> Option<bool> {
-    hb.map(|hb| *hb < BigDecimal::from(11))
+    let limit = BigDecimal::from(11);
+    hb.map(|hb| *hb < limit)
 }
 
 /// A repeat group with one entry is an object, with more an array.
@@ -331,7 +332,7 @@ impl Answer {
             _ if cell.is_null() => false,
             Self::Text(text) => *text == as_text,
             Self::Int(number) => {
-                as_text.parse::<BigDecimal>().is_ok_and(|got| got == BigDecimal::from(*number))
+                as_text.parse::<BigDecimal>().is_ok_and(|got| got == *number)
                     || cell.as_bool().is_some_and(|set| i64::from(set) == *number)
             }
             Self::Decimal(number) => as_text

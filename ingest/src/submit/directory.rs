@@ -208,7 +208,8 @@ fn location(
     ];
     let mut document = merge(domain, id, "SQLLocation", &defaults, before, sent);
     let parent = document.get("parent_id").cloned().unwrap_or(Value::Null);
-    if let Some(parent) = parent.as_str() {
+    let changed = before.is_none_or(|before| before.get("parent_id") != Some(&parent));
+    if let (true, Some(parent)) = (changed, parent.as_str()) {
         let known = DocId::new(parent)
             .is_ok_and(|parent| world.directory.contains_key(&(domain.clone(), DocKind::Location, parent)));
         if parent == id.as_str() || !known {

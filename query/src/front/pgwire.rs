@@ -145,6 +145,7 @@ fn describe(error: &QueryError, severity: &str) -> Box<ErrorInfo> {
 }
 
 /// An error that ends the statement.
+#[expect(clippy::needless_pass_by_value, reason = "what `map_err` hands over")]
 fn failed(error: QueryError) -> PgWireError {
     let error = &error;
     PgWireError::UserError(describe(error, "ERROR"))

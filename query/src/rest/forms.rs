@@ -48,8 +48,8 @@ async fn list(State(doors): State<Doors>, Path(domain): Path<String>, headers: H
         let page = Page::read(&read.parameters, MAX)?;
         let (conditions, order) = (conditions(&read.parameters)?, order(&read.parameters)?);
         let found = documents(read).page(&conditions, &order, page.offset, page.limit)?;
-        let objects = found.rows.iter().map(|row| object(row, read, zone)).collect();
-        json(&page.envelope(&read.parameters, found.total, objects))
+        let objects: Vec<_> = found.rows.iter().map(|row| object(row, read, zone)).collect();
+        json(&page.envelope(&read.parameters, found.total, &objects))
     })
     .await
 }

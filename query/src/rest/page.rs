@@ -31,7 +31,7 @@ impl Page {
     }
 
     /// The envelope. `next` and `previous` are query strings that begin with `?` and repeat every other parameter.
-    pub(super) fn envelope(self, parameters: &[(String, String)], total: usize, objects: Vec<Value>) -> Value {
+    pub(super) fn envelope(self, parameters: &[(String, String)], total: usize, objects: &[Value]) -> Value {
         let Self { limit, offset } = self;
         let next = offset.saturating_add(limit);
         let next = (next < total).then(|| self.link(parameters, next));
@@ -97,9 +97,9 @@ mod tests {
         assert!(Page::read(&pairs(&[("offset", "x")]), 1000).is_err());
         let parameters = pairs(&[("xmlns", "http://x/1"), ("limit", "2"), ("offset", "2")]);
         let page = Page::read(&parameters, 1000).unwrap();
-        let envelope = page.envelope(&parameters, 5, vec![]);
+        let envelope = page.envelope(&parameters, 5, &[]);
         assert_eq!(envelope["meta"]["next"], "?xmlns=http%3A%2F%2Fx%2F1&limit=2&offset=4");
         assert_eq!(envelope["meta"]["previous"], "?xmlns=http%3A%2F%2Fx%2F1&limit=2&offset=0");
-        assert_eq!(page.envelope(&parameters, 4, vec![])["meta"]["next"], Value::Null);
+        assert_eq!(page.envelope(&parameters, 4, &[])["meta"]["next"], Value::Null);
     }
 }

@@ -15,7 +15,7 @@ use super::{
     world::{self, FakeViews, visits},
 };
 
-fn case(id: &str, kind: &str, extra: Value) -> Value {
+fn case(id: &str, kind: &str, extra: &Value) -> Value {
     let mut doc = json!({
         "_id": id, "domain": "demo", "doc_type": "CommCareCase", "type": kind, "name": format!("Case {id}"),
         "owner_id": "u1", "user_id": "u1", "opened_by": "u1", "opened_on": "2024-01-01T08:00:00.000000Z",
@@ -42,15 +42,15 @@ fn form(id: &str, xmlns: &str, doc_type: &str, received: &str) -> Value {
 fn app() -> Router {
     let index = json!([{"identifier": "mother", "referenced_id": "c1", "referenced_type": "pregnancy", "relationship": "child"}]);
     let cases = world::cases(&[
-        (case("c1", "pregnancy", json!({"external_id": "x/1", "risk": "high"})), "2024-02-01T00:00:00.000001"),
+        (case("c1", "pregnancy", &json!({"external_id": "x/1", "risk": "high"})), "2024-02-01T00:00:00.000001"),
         (
-            case("c2", "pregnancy", json!({"owner_id": "u2", "closed": true, "closed_on": "2024-03-01T00:00:00Z"})),
+            case("c2", "pregnancy", &json!({"owner_id": "u2", "closed": true, "closed_on": "2024-03-01T00:00:00Z"})),
             "2024-02-01T00:00:00.000002",
         ),
-        (case("c3", "child", json!({"indices": index, "risk": ""})), "2024-02-02"),
-        (case("gone", "child", json!({"doc_type": "CommCareCase-Deleted"})), "2024-02-03"),
-        (case("c4", "child", json!({"external_id": "twice"})), "2024-02-04"),
-        (case("c5", "child", json!({"external_id": "twice"})), "2024-02-05"),
+        (case("c3", "child", &json!({"indices": index, "risk": ""})), "2024-02-02"),
+        (case("gone", "child", &json!({"doc_type": "CommCareCase-Deleted"})), "2024-02-03"),
+        (case("c4", "child", &json!({"external_id": "twice"})), "2024-02-04"),
+        (case("c5", "child", &json!({"external_id": "twice"})), "2024-02-05"),
     ]);
     let forms = world::forms(&[
         (form("f1", "http://x/1", "XFormInstance", "2024-02-01T10:00:00.000000Z"), "2024-02-01T10:00:01"),

@@ -42,7 +42,7 @@ pub(super) fn at(text: &str) -> Cell {
     Cell::Datetime(parse_micros(text).unwrap())
 }
 
-fn array(kind: ColumnType, cells: Vec<Cell>) -> ArrayRef {
+fn array(kind: ColumnType, cells: &[Cell]) -> ArrayRef {
     let int = |cell: &Cell| match cell {
         Cell::Int(number) => Some(*number),
         _ => None,
@@ -111,7 +111,7 @@ fn array(kind: ColumnType, cells: Vec<Cell>) -> ArrayRef {
         ColumnType::TextList => {
             let mut builder =
                 ListBuilder::new(StringBuilder::new()).with_field(Field::new("item", DataType::Utf8, true));
-            for cell in &cells {
+            for cell in cells {
                 match cell {
                     Cell::List(items) => {
                         for item in items {
@@ -173,10 +173,9 @@ pub(super) fn table(
             });
             Some((stamps.clone().min()?, stamps.max()?))
         });
-        let arrays =
-            schema.columns.iter().enumerate().map(|(column, about)| {
-                array(about.column_type, rows.iter().map(|cells| cells[column].clone()).collect())
-            });
+        let arrays = schema.columns.iter().enumerate().map(|(column, about)| {
+            array(about.column_type, &rows.iter().map(|cells| cells[column].clone()).collect::<Vec<_>>())
+        });
         let batch = RecordBatch::try_new(Arc::clone(&arrow), arrays.collect()).unwrap();
         built.push(Segment { batch, dead: Arc::new(dead), stamps });
     }
@@ -282,7 +281,7 @@ pub(super) fn cases(docs: &[(serde_json::Value, &str)]) -> Arc<Table> {
             text(&doc.to_string()),
         ]
     };
-    documents(columns, 11, docs.iter().map(row).collect())
+    documents(columns, 11, &docs.iter().map(row).collect::<Vec<_>>())
 }
 
 /// `system.form_documents` over JSON documents with their stamps.
@@ -313,11 +312,11 @@ pub(super) fn forms(docs: &[(serde_json::Value, &str)]) -> Arc<Table> {
             text(&doc.to_string()),
         ]
     };
-    documents(columns, 7, docs.iter().map(row).collect())
+    documents(columns, 7, &docs.iter().map(row).collect::<Vec<_>>())
 }
 
 /// Two rows to a segment, and in front of each a dead row that must never show.
-fn documents(columns: Vec<Column>, stamp: usize, rows: Vec<Vec<Cell>>) -> Arc<Table> {
+fn documents(columns: Vec<Column>, stamp: usize, rows: &[Vec<Cell>]) -> Arc<Table> {
     let segments = rows.chunks(2).map(|chunk| {
         let mut rows = vec![chunk[0].clone()];
         rows.extend_from_slice(chunk);

@@ -79,10 +79,12 @@ impl Cluster {
         std::fs::rename(&unfinished, &self.pgdata).map_err(PostgresError::file("put in place", &self.pgdata))
     }
 
-    /// Stops a server that still runs in the directory, which a crash of this program leaves behind.
+    /// Stops a server that still runs in the directory, which a crash of this program leaves behind, and removes what a
+    /// killed one leaves: the number in its lock files may belong to another process by now, or to a dead one that nobody
+    /// has waited for yet, and Postgres would take either for a running server.
     pub(super) async fn stop_survivor(&self) -> Result<(), PostgresError> {
         let pid_file = self.pgdata.join("postmaster.pid");
-        let Ok(text) = std::fs::read_to_string(&pid_file) else { return Ok(()) };
+        let text = std::fs::read_to_string(&pid_file).unwrap_or_default();
         let pid = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok());
         let alive = match pid {
             Some(pid) => is_postgres_in(pid, &self.pgdata).await,
@@ -94,11 +96,11 @@ impl Cluster {
                 tracing::warn!(%error, "it did not stop in time; stopping it the hard way");
                 self.pg_ctl(&["stop", "-w", "-m", "immediate", "-t", "30"]).await?;
             }
-        } else {
-            // The number may belong to another process by now, which Postgres would take for a running server.
-            match std::fs::remove_file(&pid_file) {
+        }
+        for stale in [pid_file, self.socket_dir.join(format!(".s.PGSQL.{SOCKET_PORT}.lock"))] {
+            match std::fs::remove_file(&stale) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(PostgresError::file("remove the stale", &pid_file)(error));
+                    return Err(PostgresError::file("remove the stale", &stale)(error));
                 }
                 _ => {}
             }

@@ -39,7 +39,8 @@ const VICTIMS: [Victim; 4] = [Victim::Server, Victim::Postgres, Victim::Backend,
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_doubled_or_halved_by_crashes() {
-    let workload = Workload::generate(4000, 13);
+    // More than the phones can send between the deaths: they must not run out.
+    let workload = Workload::generate(10_000, 13);
     let server = Server::start(&Options::default()).await;
     set_up(&server, &workload).await;
     let field =

@@ -19,6 +19,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// One allocator for all threads: rows are made on one and freed on another, and hashing passwords takes aligned blocks of
+/// megabytes, which glibc's does not reuse.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match cli::run(cli::Cli::parse()).await {

@@ -3,7 +3,7 @@
 use std::{sync::OnceLock, time::Duration};
 
 use anyhow::Context;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -15,6 +15,9 @@ const SAMPLE: Duration = Duration::from_secs(1);
 /// Upper bounds of every histogram, in seconds: from memory reads to a backfill.
 const BUCKETS: &[f64] =
     &[0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
+
+/// Forms per group commit.
+const GROUP_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -43,6 +46,9 @@ pub(crate) fn metrics() -> anyhow::Result<PrometheusHandle> {
     }
     let handle = PrometheusBuilder::new()
         .set_buckets(BUCKETS)
+        .and_then(|builder| {
+            builder.set_buckets_for_metric(Matcher::Full("millrace_ingest_group_jobs".to_owned()), GROUP_BUCKETS)
+        })
         .and_then(PrometheusBuilder::install_recorder)
         .context("could not install the metrics recorder")?;
     metrics::describe_gauge!("millrace_process_resident_bytes", "memory of this process that is in RAM");

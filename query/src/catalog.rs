@@ -16,7 +16,7 @@ use datafusion::{
 use futures::FutureExt;
 use schemas::{
     id::DomainId,
-    table::{DomainTables, Snapshot, TableName},
+    table::{DomainTables, Snapshot, TableName, ViewState},
 };
 
 use crate::{closest::closest, error::QueryError, table::LiveTable};
@@ -58,12 +58,28 @@ impl Scope {
             }
         };
         found.ok_or_else(|| {
+            if let Some(why) = self.why_not(reference) {
+                return QueryError::NotReady { name: reference.to_string(), why };
+            }
             let names: Vec<String> = self.names().map(|name| name.to_string()).collect();
             QueryError::UnknownTable {
                 name: reference.to_string(),
                 domain: self.domain.to_string(),
                 close: closest(reference.table(), names.iter().map(String::as_str)),
             }
+        })
+    }
+
+    /// Why a view of that name has no rows to read.
+    fn why_not(&self, reference: &TableReference) -> Option<String> {
+        let named = |name: &TableName| {
+            *name.name == *reference.table() && reference.schema().is_none_or(|schema| *name.schema == *schema)
+        };
+        let view = self.tables.views.iter().find(|view| view.tables.iter().any(named) || view.id == reference.table())?;
+        Some(match &view.state {
+            ViewState::Building { done, total, .. } => format!("it is being built, {done} of {total} documents so far"),
+            ViewState::Failed { message } => message.clone(),
+            ViewState::Live => return None,
         })
     }
 

@@ -57,6 +57,14 @@ pub enum QueryError {
         /// Known names that look like it.
         close: Vec<String>,
     },
+    /// A view without rows to read: it is being built for the first time, or its definition cannot be maintained.
+    #[error("table `{name}` cannot be read yet: {why}")]
+    NotReady {
+        /// As written.
+        name: String,
+        /// How far the build is, or what is wrong with the definition.
+        why: String,
+    },
     /// A column that the tables of the statement do not have.
     #[error("column `{name}` does not exist{}", hint(close, "select * shows the columns"))]
     UnknownColumn {
@@ -144,6 +152,7 @@ impl Classify for QueryError {
             Self::Starting => ErrorClass::Unavailable,
             Self::Wait(error) => error.class(),
             Self::UnknownTable { .. } | Self::NotFound(_) => ErrorClass::NotFound,
+            Self::NotReady { .. } => ErrorClass::Conflict,
             Self::Receipt(_)
             | Self::Syntax(_)
             | Self::UnknownColumn { .. }
@@ -173,6 +182,7 @@ impl QueryError {
             Self::Receipt(_) | Self::Parameter(_) => "22023",
             Self::Syntax(_) => "42601",
             Self::UnknownTable { .. } => "42P01",
+            Self::NotReady { .. } => "55000",
             Self::UnknownColumn { .. } => "42703",
             Self::UnknownFunction(_) => "42883",
             Self::ReadOnly { .. } => "25006",

@@ -7,7 +7,7 @@ use axum::{
 };
 use base64::Engine as _;
 use schemas::{
-    error::Classify,
+    error::{Classify, ErrorClass},
     id::DomainId,
     port::{Credentials, Permission, Principal, Secret},
     position::Position,
@@ -94,7 +94,12 @@ pub(crate) fn stamp(response: &mut Response, freshness: &Freshness) {
 pub(crate) fn refuse(error: &QueryError, body: impl IntoResponse) -> Response {
     let status = StatusCode::from_u16(error.class().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if status.is_server_error() {
-        tracing::warn!(%error, "could not answer");
+        // A receipt that never becomes visible is the caller's mistake more often than ours.
+        if error.class() == ErrorClass::Timeout {
+            tracing::info!(%error, "could not answer in time");
+        } else {
+            tracing::warn!(%error, "could not answer");
+        }
     } else {
         tracing::debug!(%error, "refused request");
     }

@@ -164,6 +164,8 @@ async fn mistakes_are_named() {
         ("select * from zzz", "42P01", "system.tables"),
         ("select * from other.ucr.secret", "42P01", "does not exist in domain `demo`"),
         ("select * from ucr.secret", "42P01", "does not exist"),
+        ("select * from slow", "55000", "it is being built, 5 of 10 documents so far"),
+        ("select * from ucr.bad", "55000", "no such column"),
         ("select agee from visits", "42703", "did you mean age?"),
         ("select v.nam from visits v", "42703", "did you mean name"),
         ("selec 1", "42601", "could not parse"),

@@ -279,7 +279,7 @@ async fn rows_of_sources(live: &Live, last: Option<Position>) -> anyhow::Result<
         Some(last) => live.visible(last).await?,
         None => live.dataflow.snapshot(),
     };
-    let tables = snapshot.domains.values().flat_map(|domain| &domain.tables);
+    let tables = snapshot.domains.values().flat_map(|domain| domain.tables.iter());
     let rows = tables.filter(|(name, _)| &*name.schema == "ucr" && name.name.starts_with("source_"));
     Ok(rows.map(|(_, table)| table.live_rows).sum())
 }

@@ -17,7 +17,7 @@ use schemas::{
     change::DocKind,
     id::DomainId,
     row::TableSchema,
-    table::{DomainTables, Table, TableName, ViewState, ViewStatus},
+    table::{DomainTables, NamedTables, Table, TableName, ViewState, ViewStatus},
 };
 use serde_json::Value;
 use udf::{
@@ -53,6 +53,14 @@ struct Installed {
     done: usize,
     total: usize,
     table: Option<Arc<Table>>,
+    /// Where the table is in its domain's published map, once it is there.
+    place: Option<usize>,
+}
+
+/// A domain's table of errors.
+struct Errors {
+    table: Arc<Table>,
+    place: Option<usize>,
 }
 
 /// All definitions and instances of all domains.
@@ -60,10 +68,12 @@ struct Installed {
 pub(crate) struct Catalog {
     definitions: BTreeMap<DefinitionKey, Definition>,
     instances: HashMap<ViewNo, Installed>,
-    errors: HashMap<DomainId, Arc<Table>>,
+    errors: HashMap<DomainId, Errors>,
     last: u32,
-    /// Domains whose published tables are out of date.
+    /// Domains of which more has changed than the contents of published tables.
     dirty: BTreeSet<DomainId>,
+    /// Newer versions of published tables, by their place.
+    newer: BTreeMap<DomainId, Vec<(usize, Arc<Table>)>>,
     published: HashMap<DomainId, Arc<DomainTables>>,
 }
 
@@ -105,8 +115,15 @@ impl Catalog {
         let instance =
             Arc::new(Instance { no, domain: domain.clone(), id: id.to_owned(), logic, schema, stamp_column });
         commands.push(Command::Install(Arc::clone(&instance)));
-        let installed =
-            Installed { instance, complete: false, started: Instant::now(), done: 0, total: 0, table: None };
+        let installed = Installed {
+            instance,
+            complete: false,
+            started: Instant::now(),
+            done: 0,
+            total: 0,
+            table: None,
+            place: None,
+        };
         self.instances.insert(no, installed);
         self.dirty.insert(domain.clone());
         no
@@ -282,12 +299,22 @@ impl Catalog {
                 // Groups are indexed by their whole key, not by its first column.
                 own.index = None;
             }
+            if let Some(place) = installed.place {
+                let domain = installed.instance.domain.clone();
+                self.newer.entry(domain).or_default().push((place, Arc::clone(&table)));
+            }
             installed.table = Some(table);
-            self.dirty.insert(installed.instance.domain.clone());
         }
         for (domain, table) in errors {
-            self.errors.insert(domain.clone(), table);
-            self.dirty.insert(domain);
+            let held = self.errors.entry(domain.clone());
+            let held = held.or_insert_with(|| Errors { table: Arc::clone(&table), place: None });
+            match held.place {
+                Some(place) => self.newer.entry(domain).or_default().push((place, Arc::clone(&table))),
+                None => {
+                    self.dirty.insert(domain);
+                }
+            }
+            held.table = table;
         }
     }
 
@@ -363,56 +390,65 @@ impl Catalog {
 
     /// Documents that some published view could not evaluate.
     pub(crate) fn failed_documents(&self) -> usize {
-        self.errors.values().map(|table| table.live_rows).sum()
+        self.errors.values().map(|errors| errors.table.live_rows).sum()
     }
 
     /// The tables of all domains as readers shall see them now.
     pub(crate) fn publish(&mut self) -> HashMap<DomainId, Arc<DomainTables>> {
-        for domain in std::mem::take(&mut self.dirty) {
+        let dirty = std::mem::take(&mut self.dirty);
+        for (domain, newer) in std::mem::take(&mut self.newer) {
+            if let (false, Some(published)) = (dirty.contains(&domain), self.published.get_mut(&domain)) {
+                let published = Arc::make_mut(published);
+                newer.into_iter().for_each(|(place, table)| published.tables.replace(place, table));
+            }
+        }
+        for domain in dirty {
             let tables = self.domain_tables(&domain);
             self.published.insert(domain, Arc::new(tables));
         }
         self.published.clone()
     }
 
-    fn domain_tables(&self, domain: &DomainId) -> DomainTables {
-        let mut published = DomainTables::default();
+    fn domain_tables(&mut self, domain: &DomainId) -> DomainTables {
+        let Self { definitions, instances, errors, .. } = self;
+        let mut tables = NamedTables::default();
+        let mut views = Vec::new();
         let first = (domain.clone(), DocKind::Form, String::new());
-        for ((of, kind, id), definition) in self.definitions.range(first..) {
+        for ((of, kind, id), definition) in definitions.range(first..) {
             if of != domain {
                 break;
             }
-            let newest = definition.live.or(definition.building).and_then(|no| self.instances.get(&no));
+            let newest = definition.live.or(definition.building).and_then(|no| instances.get(&no));
             let names = newest.map(|installed| names(&installed.instance)).unwrap_or_default();
-            if let Some(table) = definition.live.and_then(|no| self.instances.get(&no)?.table.clone()) {
-                for name in &names {
-                    published.tables.insert(name.clone(), Arc::clone(&table));
-                }
+            if let Some(installed) = definition.live.and_then(|no| instances.get_mut(&no)) {
+                installed.place = installed.table.clone().map(|table| tables.add(names.iter().cloned(), table));
             }
             if matches!(kind, DocKind::DataSource | DocKind::AggregateView) {
-                let state = self.state(definition);
-                published.views.push(ViewStatus { id: id.clone(), kind: kind.name(), tables: names, state });
+                let state = state(definition, instances);
+                views.push(ViewStatus { id: id.clone(), kind: kind.name(), tables: names, state });
             }
         }
         // Readers find the table also while nothing has failed.
-        let errors = self.errors.get(domain).cloned().unwrap_or_else(|| Arc::new(no_errors()));
-        published.tables.insert(TableName::new("system", "view_errors"), errors);
-        published
+        let errors =
+            errors.entry(domain.clone()).or_insert_with(|| Errors { table: Arc::new(no_errors()), place: None });
+        errors.place = Some(tables.add([TableName::new("system", "view_errors")], Arc::clone(&errors.table)));
+        DomainTables { tables, views: views.into() }
     }
+}
 
-    fn state(&self, definition: &Definition) -> ViewState {
-        if let Some(message) = &definition.failed {
-            return ViewState::Failed { message: message.clone() };
+/// How a definition is doing.
+fn state(definition: &Definition, instances: &HashMap<ViewNo, Installed>) -> ViewState {
+    if let Some(message) = &definition.failed {
+        return ViewState::Failed { message: message.clone() };
+    }
+    match definition.building.and_then(|no| instances.get(&no)) {
+        Some(installed) => {
+            let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+            let millis = installed.started.elapsed().as_millis().max(1);
+            let rate = u64::try_from(u128::from(count(installed.done)) * 1000 / millis).unwrap_or(u64::MAX);
+            ViewState::Building { done: count(installed.done), total: count(installed.total), rate }
         }
-        match definition.building.and_then(|no| self.instances.get(&no)) {
-            Some(installed) => {
-                let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-                let millis = installed.started.elapsed().as_millis().max(1);
-                let rate = u64::try_from(u128::from(count(installed.done)) * 1000 / millis).unwrap_or(u64::MAX);
-                ViewState::Building { done: count(installed.done), total: count(installed.total), rate }
-            }
-            None => ViewState::Live,
-        }
+        None => ViewState::Live,
     }
 }
 

@@ -21,7 +21,6 @@ use crate::{
     error::DataflowError,
     metrics::Metrics,
     snapshot::Publisher,
-    view::Command,
     worker::{Report, TickBatch},
 };
 
@@ -93,7 +92,7 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
     ///
     /// # Errors
     /// [`DataflowError`] if a worker fails.
-    pub(crate) fn run(mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), DataflowError> {
+    pub(crate) fn follow(mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), DataflowError> {
         loop {
             let first = if self.walking {
                 match events.try_recv() {
@@ -174,40 +173,37 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
         }
     }
 
+    /// Runs a batch as one tick, and what it replaces leaves in ticks of their own right behind.
     fn run_batch(&mut self, mut batch: TickBatch) -> Result<(), DataflowError> {
-        self.tick = Tick(self.tick.0 + 1);
         let live = batch.records.len() + batch.documents.len();
         if live > 0 {
             self.last_live = Instant::now();
         }
-        batch.tick = self.tick;
-        batch.stamp = self.stamp;
         batch.walk = self.walk;
-        let commands = !batch.commands.is_empty();
         let started = Instant::now();
-        let report = (self.run_tick)(batch)?;
+        let walked = self.run(batch)?;
         let took = started.elapsed();
-        self.metrics.tick(took, live, report.walked);
-        self.adapt(took, report.walked);
-        self.walking = report.walking || commands;
-        self.catalog.tables(report.published.tables, report.published.errors);
-        self.catalog.progress(&report.progress, &report.completed);
-        let retire = self.catalog.swap();
-        if !retire.is_empty() {
-            self.run_commands(retire)?;
+        self.metrics.tick(took, live, walked);
+        self.adapt(took, walked);
+        loop {
+            let commands = self.catalog.swap();
+            if commands.is_empty() {
+                return Ok(());
+            }
+            self.run(TickBatch { now: self.wall.now_micros(), commands, ..TickBatch::default() })?;
         }
-        Ok(())
     }
 
-    /// A tick of commands alone: replaced instances leave right behind the tick that replaced them.
-    fn run_commands(&mut self, commands: Vec<Command>) -> Result<(), DataflowError> {
+    /// One tick: hands the batch to the worker and takes its report in. Returns how much was walked.
+    fn run(&mut self, mut batch: TickBatch) -> Result<usize, DataflowError> {
         self.tick = Tick(self.tick.0 + 1);
-        let now = self.wall.now_micros();
-        let report =
-            (self.run_tick)(TickBatch { tick: self.tick, now, stamp: self.stamp, commands, ..TickBatch::default() })?;
-        self.walking |= report.walking;
+        batch.tick = self.tick;
+        batch.stamp = self.stamp;
+        let report = (self.run_tick)(batch)?;
+        self.walking = report.walking;
         self.catalog.tables(report.published.tables, report.published.errors);
-        Ok(())
+        self.catalog.progress(&report.progress, &report.completed);
+        Ok(report.walked)
     }
 
     /// Sizes the next slice so that a tick's walk stays within its time.

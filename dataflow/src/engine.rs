@@ -141,7 +141,7 @@ impl Supervisor {
                     None => Ok(report),
                 }
             };
-            let result = TickClock::new(run_tick, publisher, wall, Metrics::new()).run(&mut events);
+            let result = TickClock::new(run_tick, publisher, wall, Metrics::new()).follow(&mut events);
             drop(batches);
             for ended in guards.join() {
                 ended.map_err(DataflowError::Worker)?;

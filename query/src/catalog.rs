@@ -75,7 +75,8 @@ impl Scope {
         let named = |name: &TableName| {
             *name.name == *reference.table() && reference.schema().is_none_or(|schema| *name.schema == *schema)
         };
-        let view = self.tables.views.iter().find(|view| view.tables.iter().any(named) || view.id == reference.table())?;
+        let view =
+            self.tables.views.iter().find(|view| view.tables.iter().any(named) || view.id == reference.table())?;
         Some(match &view.state {
             ViewState::Building { done, total, .. } => format!("it is being built, {done} of {total} documents so far"),
             ViewState::Failed { message } => message.clone(),
@@ -102,12 +103,12 @@ impl Scope {
     /// Every table of the domain, the ones made per statement included.
     pub(crate) fn names(&self) -> impl Iterator<Item = TableName> + '_ {
         let made = system::NAMES.iter().map(|name| TableName::new(system::SCHEMA, name));
-        self.tables.tables.keys().cloned().chain(made)
+        self.tables.tables.names().cloned().chain(made)
     }
 
     /// Schemas that hold tables, and those that always exist.
     pub(crate) fn schemas(&self) -> BTreeSet<Arc<str>> {
-        let known = self.tables.tables.keys().map(|name| Arc::clone(&name.schema));
+        let known = self.tables.tables.names().map(|name| Arc::clone(&name.schema));
         known.chain(SEARCH_PATH.iter().map(|schema| Arc::from(*schema))).collect()
     }
 
@@ -125,7 +126,7 @@ impl Scope {
 /// Documents that some table of a domain could not evaluate; a table with several names counts once.
 pub(crate) fn view_errors(tables: &DomainTables) -> usize {
     let mut seen = hashbrown::HashSet::new();
-    let failed = tables.tables.values().filter(|table| table.errors > 0);
+    let failed = tables.tables.iter().map(|(_, table)| table).filter(|table| table.errors > 0);
     failed.filter(|table| seen.insert(Arc::as_ptr(table))).map(|table| table.errors).sum()
 }
 

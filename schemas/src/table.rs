@@ -176,13 +176,66 @@ pub struct ViewStatus {
     pub state: ViewState,
 }
 
+/// The tables of a domain by every name they have; real names and aliases share a table.
+///
+/// Every tick publishes a new map in which few tables differ: names and places are shared, so a copy with one table
+/// replaced costs a copy of pointers, whatever the number of names.
+#[derive(Clone, Debug, Default)]
+pub struct NamedTables {
+    names: Arc<BTreeMap<TableName, usize>>,
+    places: Vec<Arc<Table>>,
+}
+
+impl NamedTables {
+    /// Adds a table under all its names and returns its place. A name that was there means this table from now on.
+    pub fn add(&mut self, names: impl IntoIterator<Item = TableName>, table: Arc<Table>) -> usize {
+        let place = self.places.len();
+        Arc::make_mut(&mut self.names).extend(names.into_iter().map(|name| (name, place)));
+        self.places.push(table);
+        place
+    }
+
+    /// Puts a newer version of a table in its place.
+    pub fn replace(&mut self, place: usize, table: Arc<Table>) {
+        if let Some(held) = self.places.get_mut(place) {
+            *held = table;
+        }
+    }
+
+    /// The table of that name.
+    #[must_use]
+    pub fn get(&self, name: &TableName) -> Option<&Arc<Table>> {
+        self.places.get(*self.names.get(name)?)
+    }
+
+    /// Every name with its table, in the order of names.
+    pub fn iter(&self) -> impl Iterator<Item = (&TableName, &Arc<Table>)> {
+        self.names.iter().filter_map(|(name, place)| Some((name, self.places.get(*place)?)))
+    }
+
+    /// Every name, in order.
+    pub fn names(&self) -> impl Iterator<Item = &TableName> {
+        self.names.keys()
+    }
+}
+
+impl FromIterator<(TableName, Arc<Table>)> for NamedTables {
+    fn from_iter<I: IntoIterator<Item = (TableName, Arc<Table>)>>(tables: I) -> Self {
+        let mut named = Self::default();
+        for (name, table) in tables {
+            named.add([name], table);
+        }
+        named
+    }
+}
+
 /// Everything of one domain.
 #[derive(Clone, Debug, Default)]
 pub struct DomainTables {
-    /// Tables by every name they have (real names and aliases share the table).
-    pub tables: BTreeMap<TableName, Arc<Table>>,
+    /// Its tables.
+    pub tables: NamedTables,
     /// Installed views.
-    pub views: Vec<ViewStatus>,
+    pub views: Arc<[ViewStatus]>,
 }
 
 /// A consistent state of all tables: exactly the records up to `complete_through` are in it.
@@ -204,6 +257,33 @@ pub struct Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_replaced_table_is_seen_under_all_its_names_by_the_newer_map_alone() {
+        let table = |rows| {
+            let schema = Arc::new(TableSchema { columns: Vec::new(), key: Vec::new() });
+            Arc::new(Table {
+                arrow: schema.arrow(),
+                schema,
+                segments: Arc::from([]),
+                live_rows: rows,
+                stamp_column: None,
+                index: None,
+                changed_at: Tick(0),
+                errors: 0,
+            })
+        };
+        let mut named = NamedTables::default();
+        let place = named.add([TableName::new("ucr", "a"), TableName::new("ucr", "b")], table(1));
+        let before = named.clone();
+        named.replace(place, table(2));
+        let rows = |named: &NamedTables| {
+            named.iter().map(|(name, table)| (name.to_string(), table.live_rows)).collect::<Vec<_>>()
+        };
+        assert_eq!(rows(&named), [("ucr.a".to_owned(), 2), ("ucr.b".to_owned(), 2)]);
+        assert_eq!(rows(&before), [("ucr.a".to_owned(), 1), ("ucr.b".to_owned(), 1)]);
+        assert!(named.get(&TableName::new("ucr", "c")).is_none());
+    }
 
     #[test]
     fn dead_rows_are_copied_by_chunk() {

@@ -57,7 +57,7 @@ fn errors(snapshot: &Snapshot) -> usize {
 /// Each table once, under its shortest name.
 fn distinct(domain: &DomainTables) -> BTreeMap<usize, (&TableName, &Table)> {
     let mut found: BTreeMap<usize, (&TableName, &Table)> = BTreeMap::new();
-    for (name, table) in &domain.tables {
+    for (name, table) in domain.tables.iter() {
         let entry = found.entry(Arc::as_ptr(table).addr()).or_insert((name, table));
         if name.name.len() < entry.0.name.len() {
             entry.0 = name;

@@ -132,7 +132,7 @@ fn records(snapshot: &Snapshot) -> u64 {
 }
 
 fn newest(snapshot: &Snapshot, which: impl Fn(&Table) -> bool) -> Option<i64> {
-    let tables = snapshot.domains.values().flat_map(|domain| domain.tables.values());
+    let tables = snapshot.domains.values().flat_map(|domain| domain.tables.iter().map(|(_, table)| table));
     tables.filter(|table| which(table)).filter_map(|table| newest_stamp(table)).max()
 }
 
@@ -170,8 +170,8 @@ pub(super) mod tests {
             errors: 2,
         });
         let names = [TableName::new("ucr", "ucr_demo_pregnancies_0a1b2c3d"), TableName::new("ucr", "pregnancies")];
-        let tables = names.map(|name| (name, Arc::clone(&table))).into();
-        let domain = DomainTables { tables, views: Vec::new() };
+        let tables = names.map(|name| (name, Arc::clone(&table))).into_iter().collect();
+        let domain = DomainTables { tables, views: Arc::from([]) };
         let mut complete_through = Frontier::default();
         complete_through.advance(Position { lane: LaneId::FIRST, sequence: Sequence(sequence) });
         Snapshot {

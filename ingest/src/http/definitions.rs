@@ -122,7 +122,7 @@ fn refused(error: &DefinitionError) -> Response {
 /// A definition with how its table is doing; `status` is null until the dataflow has seen it.
 fn shown(state: &HttpState, domain: &DomainId, kind: DocKind, definition: &Definition) -> Value {
     let snapshot = state.views.snapshot();
-    let views = snapshot.domains.get(domain).map(|tables| tables.views.as_slice()).unwrap_or_default();
+    let views = snapshot.domains.get(domain).map(|tables| &*tables.views).unwrap_or_default();
     let status = views.iter().find(|view| view.id == definition.id && view.kind == kind.name());
     json!({"id": definition.id, "definition": definition.document, "status": status})
 }

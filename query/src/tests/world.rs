@@ -343,15 +343,18 @@ pub(super) fn snapshot(visits: Arc<Table>, others: Vec<(&str, Arc<Table>)>) -> S
         tables: vec![name],
         state,
     };
-    let views = vec![
+    let views = Arc::from([
         view("visits", TableName::new("ucr", "visits"), ViewState::Live),
         view("slow", TableName::new("ucr", "slow"), ViewState::Building { done: 5, total: 10, rate: 2 }),
         view("bad", TableName::new("ucr", "bad"), ViewState::Failed { message: "no such column".to_owned() }),
-    ];
+    ]);
     let secret = vec![vec![text("s"), Cell::Int(1)]];
     let columns = vec![Column::required("doc_id", ColumnType::Text), Column::new("n", ColumnType::BigInteger)];
     let secret = table(columns, None, vec![(secret, &[])], None).0;
-    let other = DomainTables { tables: [(TableName::new("ucr", "secret"), secret)].into(), views: Vec::new() };
+    let other = DomainTables {
+        tables: [(TableName::new("ucr", "secret"), secret)].into_iter().collect(),
+        views: Arc::from([]),
+    };
     let mut complete_through = Frontier::default();
     complete_through.advance(position(41));
     Snapshot {
@@ -360,7 +363,7 @@ pub(super) fn snapshot(visits: Arc<Table>, others: Vec<(&str, Arc<Table>)>) -> S
         complete_through,
         sources_seen_at: parse_micros("2024-03-01T10:00:00").unwrap(),
         domains: [
-            (DomainId::new(DOMAIN).unwrap(), Arc::new(DomainTables { tables, views })),
+            (DomainId::new(DOMAIN).unwrap(), Arc::new(DomainTables { tables: tables.into_iter().collect(), views })),
             (DomainId::new("other").unwrap(), Arc::new(other)),
         ]
         .into(),

@@ -74,7 +74,7 @@ impl Live {
         let begun = Instant::now();
         loop {
             let snapshot = self.dataflow.snapshot();
-            let mut views = snapshot.domains.values().flat_map(|domain| &domain.views);
+            let mut views = snapshot.domains.values().flat_map(|domain| domain.views.iter());
             if self.dataflow.ready() && views.all(|view| view.state == ViewState::Live) {
                 return Ok(snapshot);
             }

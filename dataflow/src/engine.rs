@@ -1,7 +1,7 @@
 //! The running dataflow: its threads, the pump that feeds them, and the port through which it is read.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ use crate::{
     error::DataflowError,
     metrics::Metrics,
     snapshot::Publisher,
-    worker::{Engine, Report, TickBatch},
+    worker::{Engine, TickBatch},
 };
 
 /// First and longest pause before a failed source is tried again.
@@ -114,39 +114,27 @@ impl Supervisor {
         }
     }
 
-    /// Starts the clock and the worker on threads of their own.
-    fn threads(&self, mut events: mpsc::Receiver<Event>) -> JoinHandle<Result<(), DataflowError>> {
+    /// Starts the worker on a thread of its own; the clock runs on it, so that a tick costs no wake-up.
+    fn threads(&self, events: mpsc::Receiver<Event>) -> JoinHandle<Result<(), DataflowError>> {
         let (publisher, wall) = (Arc::clone(&self.publisher), Arc::clone(&self.clock));
         tokio::task::spawn_blocking(move || {
-            let (batches, inbox) = std_mpsc::sync_channel::<TickBatch>(1);
-            let (outbox, reports) = std_mpsc::sync_channel::<Report>(1);
-            // Timely wants a closure that every worker could share; this one is taken by the only worker.
-            let ends = Mutex::new(Some((inbox, outbox)));
+            // Timely wants a closure that every worker could share; what is in it is taken by the only worker.
+            let clock = Mutex::new(Some((events, publisher, wall)));
             let guards = timely::execute(timely::Config::thread(), move |worker| {
-                let Some((inbox, outbox)) = ends.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+                let taken = clock.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let Some((mut events, publisher, wall)) = taken else { return Ok(()) };
                 let mut engine = Engine::new(worker);
-                while let Ok(batch) = inbox.recv() {
-                    if outbox.send(engine.tick(worker, &batch)).is_err() {
-                        return;
+                let run_tick = |batch: TickBatch| {
+                    let mut report = engine.tick(worker, &batch);
+                    match report.failed.take() {
+                        Some(error) => Err(error.into()),
+                        None => Ok(report),
                     }
-                }
+                };
+                TickClock::new(run_tick, publisher, wall, Metrics::new()).follow(&mut events)
             })
             .map_err(DataflowError::Worker)?;
-            let gone = || DataflowError::Worker("its thread has ended".to_owned());
-            let run_tick = |batch: TickBatch| {
-                batches.send(batch).map_err(|_| gone())?;
-                let mut report = reports.recv().map_err(|_| gone())?;
-                match report.failed.take() {
-                    Some(error) => Err(error.into()),
-                    None => Ok(report),
-                }
-            };
-            let result = TickClock::new(run_tick, publisher, wall, Metrics::new()).follow(&mut events);
-            drop(batches);
-            for ended in guards.join() {
-                ended.map_err(DataflowError::Worker)?;
-            }
-            result
+            guards.join().into_iter().try_for_each(|ended| ended.map_err(DataflowError::Worker)?)
         })
     }
 

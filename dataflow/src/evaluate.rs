@@ -140,7 +140,12 @@ impl Evaluator {
     /// Starts a tick.
     pub(crate) fn begin(&mut self, now: i64) {
         self.now = now;
-        self.said.clear();
+        // A large set is let go: clearing it costs its capacity, in every tick after one that walked much.
+        if self.said.capacity() > 4096 {
+            self.said = HashSet::new();
+        } else {
+            self.said.clear();
+        }
     }
 
     /// Evaluates everything that reached this worker in one round.

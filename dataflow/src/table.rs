@@ -31,7 +31,7 @@ const MAX_ROWS: usize = 65_536;
 const DEAD_TENTHS: usize = 3;
 
 struct Part {
-    segment: Segment,
+    segment: Arc<Segment>,
     ids: RowIds,
 }
 
@@ -125,7 +125,7 @@ impl TableWriter {
 
     fn push(&mut self, batch: RecordBatch, ids: RowIds) {
         let stamps = self.stamp_column.and_then(|column| build::stamp_bounds(&batch, column));
-        self.parts.push(Part { segment: Segment { batch, dead: Arc::default(), stamps }, ids });
+        self.parts.push(Part { segment: Arc::new(Segment { batch, dead: Arc::default(), stamps }), ids });
     }
 
     fn place(&self, id: u64) -> Option<(usize, usize)> {
@@ -137,7 +137,7 @@ impl TableWriter {
     fn kill(&mut self, part: usize, row: usize) {
         let Some(part) = self.parts.get_mut(part) else { return };
         let before = part.segment.dead.count();
-        Arc::make_mut(&mut part.segment.dead).mark(row);
+        Arc::make_mut(&mut Arc::make_mut(&mut part.segment).dead).mark(row);
         self.live_rows -= part.segment.dead.count() - before;
     }
 
@@ -173,7 +173,7 @@ impl TableWriter {
             let dead = &part.segment.dead;
             part.ids.iter().enumerate().filter(|(row, _)| !dead.is_dead(*row)).map(|(_, id)| id)
         }));
-        let batch = compact(&self.arrow, old.iter().map(|part| &part.segment))?;
+        let batch = compact(&self.arrow, old.iter().map(|part| &*part.segment))?;
         if batch.num_rows() > 0 {
             self.push(batch, ids);
         }
@@ -183,7 +183,7 @@ impl TableWriter {
 
     /// The table as it stands.
     pub(crate) fn publish(&self) -> Table {
-        let segments: Arc<[Segment]> = self.parts.iter().map(|part| part.segment.clone()).collect();
+        let segments: Arc<[Arc<Segment>]> = self.parts.iter().map(|part| Arc::clone(&part.segment)).collect();
         let ids: Arc<[RowIds]> = self.parts.iter().map(|part| part.ids.clone()).collect();
         let index: Arc<dyn KeyIndex> = Arc::new(VersionIndex::new(Arc::clone(&self.index), ids, self.changed_at));
         Table {

@@ -127,7 +127,7 @@ pub struct Table {
     /// The same as an Arrow schema.
     pub arrow: SchemaRef,
     /// Oldest rows first.
-    pub segments: Arc<[Segment]>,
+    pub segments: Arc<[Arc<Segment>]>,
     /// Rows that count, over all segments.
     pub live_rows: usize,
     /// Column that grows with every change of a row (`inserted_at`, `updated_at`); [`Segment::stamps`] are its bounds.

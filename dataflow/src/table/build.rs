@@ -21,20 +21,23 @@ use schemas::{
 pub(super) fn batch<'r>(
     schema: &TableSchema,
     arrow: &SchemaRef,
-    rows: &(impl Iterator<Item = &'r [Cell]> + Clone),
+    rows: &(impl ExactSizeIterator<Item = &'r [Cell]> + Clone),
 ) -> Result<RecordBatch, ArrowError> {
     let columns = schema
         .columns
         .iter()
         .enumerate()
-        .map(|(at, column)| array(column.column_type, rows.clone().map(|row| row.get(at).unwrap_or(&Cell::Null))))
+        .map(|(at, column)| {
+            let cells = rows.clone().map(|row| row.get(at).unwrap_or(&Cell::Null));
+            array(column.column_type, rows.len(), cells)
+        })
         .collect::<Result<Vec<_>, _>>()?;
     RecordBatch::try_new(Arc::clone(arrow), columns)
 }
 
 macro_rules! integers {
-    ($builder:ty, $cells:expr) => {{
-        let mut builder = <$builder>::new();
+    ($builder:ty, $rows:expr, $cells:expr) => {{
+        let mut builder = <$builder>::with_capacity($rows);
         for cell in $cells {
             builder.append_option(match cell {
                 Cell::Int(value) => (*value).try_into().ok(),
@@ -58,10 +61,12 @@ macro_rules! values {
     }};
 }
 
-fn array<'r>(column: ColumnType, cells: impl Iterator<Item = &'r Cell>) -> Result<ArrayRef, ArrowError> {
+/// One column of `rows` cells. Builders are made for just as many: by default they hold a thousand, and most ticks bring
+/// a table a row or two.
+fn array<'r>(column: ColumnType, rows: usize, cells: impl Iterator<Item = &'r Cell>) -> Result<ArrayRef, ArrowError> {
     Ok(match column {
         ColumnType::Text => {
-            let mut builder = StringViewBuilder::new();
+            let mut builder = StringViewBuilder::with_capacity(rows);
             for cell in cells {
                 builder.append_option(match cell {
                     Cell::Text(text) => Some(text.as_str()),
@@ -70,15 +75,16 @@ fn array<'r>(column: ColumnType, cells: impl Iterator<Item = &'r Cell>) -> Resul
             }
             Arc::new(builder.finish())
         }
-        ColumnType::Integer => integers!(Int32Builder, cells),
-        ColumnType::SmallInteger => integers!(Int16Builder, cells),
-        ColumnType::BigInteger => integers!(Int64Builder, cells),
+        ColumnType::Integer => integers!(Int32Builder, rows, cells),
+        ColumnType::SmallInteger => integers!(Int16Builder, rows, cells),
+        ColumnType::BigInteger => integers!(Int64Builder, rows, cells),
         ColumnType::Decimal => {
-            let builder = Decimal128Builder::new().with_precision_and_scale(DECIMAL_PRECISION, DECIMAL_SCALE)?;
+            let builder =
+                Decimal128Builder::with_capacity(rows).with_precision_and_scale(DECIMAL_PRECISION, DECIMAL_SCALE)?;
             values!(builder, cells, Cell::Decimal)
         }
         ColumnType::Float => {
-            let mut builder = Float64Builder::new();
+            let mut builder = Float64Builder::with_capacity(rows);
             for cell in cells {
                 builder.append_option(match cell {
                     Cell::Float(Real(value)) => Some(*value),
@@ -87,11 +93,11 @@ fn array<'r>(column: ColumnType, cells: impl Iterator<Item = &'r Cell>) -> Resul
             }
             Arc::new(builder.finish())
         }
-        ColumnType::Date => values!(Date32Builder::new(), cells, Cell::Date),
-        ColumnType::Datetime => values!(TimestampMicrosecondBuilder::new(), cells, Cell::Datetime),
-        ColumnType::Boolean => values!(BooleanBuilder::new(), cells, Cell::Bool),
+        ColumnType::Date => values!(Date32Builder::with_capacity(rows), cells, Cell::Date),
+        ColumnType::Datetime => values!(TimestampMicrosecondBuilder::with_capacity(rows), cells, Cell::Datetime),
+        ColumnType::Boolean => values!(BooleanBuilder::with_capacity(rows), cells, Cell::Bool),
         ColumnType::TextList => {
-            let mut builder = ListBuilder::new(StringBuilder::new());
+            let mut builder = ListBuilder::with_capacity(StringBuilder::with_capacity(rows, 0), rows);
             for cell in cells {
                 let Cell::List(items) = cell else {
                     builder.append(false);

@@ -299,7 +299,7 @@ struct Reader {
 
 impl Reader {
     fn segment(&self, at: usize) -> Option<&Segment> {
-        self.table.segments.get(at)
+        self.table.segments.get(at).map(AsRef::as_ref)
     }
 
     /// Applies `cut` to the projected columns only.

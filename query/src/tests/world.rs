@@ -177,10 +177,10 @@ pub(super) fn table(
             array(about.column_type, &rows.iter().map(|cells| cells[column].clone()).collect::<Vec<_>>())
         });
         let batch = RecordBatch::try_new(Arc::clone(&arrow), arrays.collect()).unwrap();
-        built.push(Segment { batch, dead: Arc::new(dead), stamps });
+        built.push(Arc::new(Segment { batch, dead: Arc::new(dead), stamps }));
     }
     let index = index.map(|moved| Arc::new(MapIndex { places, asked: AtomicUsize::new(0), moved }));
-    let live_rows = built.iter().map(Segment::live_rows).sum();
+    let live_rows = built.iter().map(|segment| segment.live_rows()).sum();
     let table = Table {
         schema,
         arrow,

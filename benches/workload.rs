@@ -46,6 +46,10 @@ use self::load::{
     work::{Ended, Move, Moved, Next, Novelty, Submission},
 };
 
+/// That of the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Seed of everything drawn at random.
 const SEED: u64 = 1;
 /// 2024-01-01, microseconds since 1970 UTC: the first stamp.

@@ -161,7 +161,9 @@ impl Run {
                 verdicts.push((goal, format!("{measured:.1} ms"), good && measured <= most));
             }
             let (measured, most) = (self.latency("ack", "p99")?, (12.0 * self.flush.1).max(15.0));
-            let goal = format!("{rate} forms/s: sent → acknowledged p99 ≤ 15 ms or 12 × the p99 of a flush (now {most:.0} ms)");
+            let goal = format!(
+                "{rate} forms/s: sent → acknowledged p99 ≤ 15 ms or 12 × the p99 of a flush (now {most:.0} ms)"
+            );
             verdicts.push((goal, format!("{measured:.1} ms"), measured <= most));
         }
         if rate >= 400 {

@@ -23,7 +23,7 @@ demo: build
 # The progress bar also shows where the output is no terminal; the first build is long.
 build: system
 	@if [ ! -x "$(TARGET)/release/millrace" ]; then \
-	    echo "First build: some 400 crates, about 15 minutes on two cores and 4 on eight. Later builds take a minute."; \
+	    echo "First build: some 540 crates, about 18 minutes on two cores, less on more. Later builds take a minute."; \
 	fi
 	@CARGO_TERM_PROGRESS_WHEN=always CARGO_TERM_PROGRESS_WIDTH=80 cargo build --release --locked --bin millrace
 

@@ -85,7 +85,7 @@ fn apply_forms(bencher: Bencher<'_, '_>) {
                     received_on: 0,
                     server_modified_on: 0,
                 };
-                divan::black_box(apply_blocks(cases, blocks, &context).unwrap());
+                divan::black_box(apply_blocks(cases, blocks.into(), &context).unwrap());
             }
             found
         },

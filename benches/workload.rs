@@ -200,7 +200,7 @@ impl Log {
         let domain = self.domain.clone();
         let context =
             FormContext { form_id: &parsed.form_id, domain: &domain, received_on, server_modified_on: received_on };
-        for touch in apply_blocks(&mut self.cases, parsed.case_blocks?, &context)? {
+        for touch in apply_blocks(&mut self.cases, parsed.case_blocks?.into(), &context)? {
             let case = self.cases.get(&touch.case_id).context("an applied case is there")?;
             let (case_type, document) = (case.case_type.clone(), case_document(case, None)?);
             documents.push(self.changed(DocKind::Case, (&touch.case_id).into(), Some(&case_type), document));
@@ -286,6 +286,7 @@ pub(crate) fn form_json(form: &ParsedForm, domain: &DomainId, received_on: i64) 
         last_sync_token: None,
         date_header: None,
         submit_ip: None,
+        history: &[],
         form: &form.json,
         meta: Some(&form.meta),
     })?)

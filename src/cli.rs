@@ -3,6 +3,7 @@
 mod account;
 mod check;
 mod configuration;
+mod rebuild;
 pub(crate) mod serve;
 
 use std::{fmt::Display, io::Write, path::PathBuf, process::ExitCode};
@@ -41,6 +42,11 @@ enum Command {
     /// Manage API keys
     #[command(subcommand)]
     Apikey(account::ApikeyCommand),
+    /// Manage bearer tokens
+    #[command(subcommand)]
+    Token(account::TokenCommand),
+    /// Compute cases again from their stored transactions
+    Rebuild(rebuild::RebuildArgs),
 }
 
 /// Where settings come from; shared by every subcommand that needs them.
@@ -88,6 +94,8 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Domain(command) => Box::pin(account::domain(command)).await,
         Command::User(command) => Box::pin(account::user(command)).await,
         Command::Apikey(command) => Box::pin(account::apikey(command)).await,
+        Command::Token(command) => Box::pin(account::token(command)).await,
+        Command::Rebuild(args) => Box::pin(rebuild::run(args)).await,
     }
 }
 

@@ -13,14 +13,14 @@ use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 use hashbrown::{HashMap, HashSet};
 use schemas::{
     change::DocKind,
-    doc::Doc,
+    doc::{Doc, Node, Symbol},
     id::{DocId, DomainId},
     position::Stamp,
     row::{Cell, Row},
 };
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
-use udf::{Related as Lookup, Relation};
+use udf::{Gate, Related as Lookup, Relation};
 
 use crate::{
     document::{DocKey, Documents, Version},
@@ -39,8 +39,8 @@ pub(crate) struct Changed {
 /// For which views a document is evaluated.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Reach {
-    /// It changed: for all that apply to it, or applied when it was of this subtype.
-    Every { before: Option<Box<str>> },
+    /// It changed: for all that apply to it, or applied to the version before.
+    Every { before: Option<Version> },
     /// This view is being built.
     Only(ViewNo),
 }
@@ -65,8 +65,53 @@ pub(crate) enum Said {
 /// Row views over one kind of document in one domain.
 #[derive(Default)]
 struct KindViews {
-    by_subtype: HashMap<Box<str>, Vec<ViewNo>>,
-    any: Vec<ViewNo>,
+    by_subtype: HashMap<Box<str>, GatedViews>,
+    any: GatedViews,
+}
+
+/// Row views by what a document's own properties have to be: of thousands of views over one type, a document meets those
+/// that it can pass.
+#[derive(Default)]
+struct GatedViews {
+    open: Vec<ViewNo>,
+    gates: HashMap<Symbol, HashMap<Box<str>, Vec<ViewNo>>>,
+}
+
+impl GatedViews {
+    fn add(&mut self, no: ViewNo, gate: Option<&Gate>) {
+        let Some(gate) = gate else {
+            self.open.push(no);
+            return;
+        };
+        let by_text = self.gates.entry(gate.property).or_default();
+        for text in &gate.texts {
+            by_text.entry(text.as_str().into()).or_default().push(no);
+        }
+    }
+
+    fn remove(&mut self, no: ViewNo) {
+        self.open.retain(|view| *view != no);
+        self.gates.retain(|_, by_text| {
+            by_text.retain(|_, views| {
+                views.retain(|view| *view != no);
+                !views.is_empty()
+            });
+            !by_text.is_empty()
+        });
+    }
+
+    fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.gates.is_empty()
+    }
+
+    /// Adds the views that a version can pass.
+    fn find(&self, version: &Version, found: &mut Vec<ViewNo>) {
+        found.extend(&self.open);
+        for (property, by_text) in &self.gates {
+            let text = version.doc.get(*property).and_then(Node::as_text);
+            found.extend(text.and_then(|text| by_text.get(text)).into_iter().flatten());
+        }
+    }
 }
 
 /// A document that asked for others.
@@ -115,10 +160,10 @@ impl Evaluator {
         match logic.subtypes() {
             Some(subtypes) => {
                 for subtype in subtypes {
-                    views.by_subtype.entry(subtype.as_str().into()).or_default().push(instance.no);
+                    views.by_subtype.entry(subtype.as_str().into()).or_default().add(instance.no, logic.gate());
                 }
             }
-            None => views.any.push(instance.no),
+            None => views.any.add(instance.no, logic.gate()),
         }
         self.instances.insert(instance.no, std::sync::Arc::clone(instance));
     }
@@ -129,9 +174,9 @@ impl Evaluator {
             && let Logic::Rows(logic) = &instance.logic
             && let Some(views) = self.kinds.get_mut(&(instance.domain.clone(), logic.kind()))
         {
-            views.any.retain(|view| *view != no);
+            views.any.remove(no);
             views.by_subtype.retain(|_, views| {
-                views.retain(|view| *view != no);
+                views.remove(no);
                 !views.is_empty()
             });
         }
@@ -154,7 +199,7 @@ impl Evaluator {
         for Changed { key, reach } in changed {
             let views = match reach {
                 Reach::Only(view) => vec![view],
-                Reach::Every { before } => self.applicable(&key, before.as_deref()),
+                Reach::Every { before } => self.applicable(&key, before.as_ref()),
             };
             work.entry(key).or_default().extend(views);
         }
@@ -170,14 +215,15 @@ impl Evaluator {
     }
 
     /// Views whose filter the document can pass now or could before.
-    fn applicable(&self, key: &DocKey, before: Option<&str>) -> Vec<ViewNo> {
+    fn applicable(&self, key: &DocKey, before: Option<&Version>) -> Vec<ViewNo> {
         let Some(views) = self.kinds.get(&(key.domain.clone(), key.kind)) else { return Vec::new() };
         let documents = self.documents.borrow();
-        let now = documents.get(key).and_then(|version| version.subtype.as_deref());
-        let of = |subtype: Option<&str>| subtype.and_then(|s| views.by_subtype.get(s)).into_iter().flatten().copied();
-        let mut found: Vec<ViewNo> = views.any.iter().copied().chain(of(now)).collect();
-        if before != now {
-            found.extend(of(before));
+        let mut found = Vec::new();
+        for version in documents.get(key).into_iter().chain(before) {
+            views.any.find(version, &mut found);
+            if let Some(of_subtype) = version.subtype.as_deref().and_then(|subtype| views.by_subtype.get(subtype)) {
+                of_subtype.find(version, &mut found);
+            }
         }
         found
     }

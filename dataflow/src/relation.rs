@@ -22,6 +22,8 @@ pub(crate) enum RelationKind {
     Subcases,
     /// The forms that touched the case.
     FormsOfCase,
+    /// The ledger values at the case.
+    Ledgers,
 }
 
 impl RelationKind {
@@ -31,10 +33,8 @@ impl RelationKind {
             udf::Relation::Document(kind) => Some(Self::Document(*kind)),
             udf::Relation::Subcases => Some(Self::Subcases),
             udf::Relation::FormsOfCase => Some(Self::FormsOfCase),
-            udf::Relation::OtherDocument(_)
-            | udf::Relation::CaseSharingGroups
-            | udf::Relation::ReportingGroups
-            | udf::Relation::Ledgers => None,
+            udf::Relation::Ledgers => Some(Self::Ledgers),
+            udf::Relation::OtherDocument(_) | udf::Relation::CaseSharingGroups | udf::Relation::ReportingGroups => None,
         }
     }
 }
@@ -52,7 +52,9 @@ impl RelationKey {
     pub(crate) fn partition(&self) -> u64 {
         match self.kind {
             RelationKind::Document(kind) => partition(&self.domain, kind, &self.id),
-            RelationKind::Subcases | RelationKind::FormsOfCase => partition(&self.domain, DocKind::Case, &self.id),
+            RelationKind::Subcases | RelationKind::FormsOfCase | RelationKind::Ledgers => {
+                partition(&self.domain, DocKind::Case, &self.id)
+            }
         }
     }
 }
@@ -80,7 +82,7 @@ pub(crate) struct Answer {
     pub(crate) related: Related,
 }
 
-/// What a document contributes to: its own id, the cases it points to, the cases it touched.
+/// What a document contributes to: its own id, the cases it points to, touched, or counts the stock of.
 pub(crate) fn contributions(key: &DocKey, version: Option<&Version>) -> Vec<RelationKey> {
     let question = |kind, id: &str| RelationKey { domain: key.domain.clone(), kind, id: id.into() };
     let mut found = vec![question(RelationKind::Document(key.kind), key.id.as_str())];
@@ -98,6 +100,10 @@ pub(crate) fn contributions(key: &DocKey, version: Option<&Version>) -> Vec<Rela
             if let Some(form) = version.doc.get(Symbol::intern("form")) {
                 touched_cases(form, &mut |id| found.push(question(RelationKind::FormsOfCase, id)));
             }
+        }
+        DocKind::Ledger => {
+            let case_id = version.doc.get(Symbol::intern("case_id")).and_then(Node::as_text);
+            found.extend(case_id.map(|id| question(RelationKind::Ledgers, id)));
         }
         DocKind::User | DocKind::Location | DocKind::DataSource | DocKind::AggregateView => {}
     }

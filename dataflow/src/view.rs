@@ -10,7 +10,7 @@ use schemas::{
     id::DomainId,
     row::{Cell, Column, ColumnType, Row, TableSchema},
 };
-use udf::{DataSource, aggregate_view::AggregateView};
+use udf::{DataSource, Gate, aggregate_view::AggregateView};
 
 use crate::document::Version;
 
@@ -50,6 +50,14 @@ impl RowLogic {
             Self::Source(source) => source.kind(),
             Self::CaseDocuments => DocKind::Case,
             Self::FormDocuments => DocKind::Form,
+        }
+    }
+
+    /// A property that decides whether a document can pass its filter, if one does.
+    pub(crate) fn gate(&self) -> Option<&Gate> {
+        match self {
+            Self::Source(source) => source.gate(),
+            Self::CaseDocuments | Self::FormDocuments => None,
         }
     }
 

@@ -17,6 +17,7 @@ use crate::{
     },
     domain::Domains,
     error::DatabaseError,
+    store::domains::{FLAGS, Settings},
     store::pool::Pool,
 };
 
@@ -38,6 +39,9 @@ pub enum AccountError {
     /// No such account.
     #[error("no account with user name `{0}`")]
     Unknown(String),
+    /// No such setting.
+    #[error("there is no flag `{0}`; known are {flags}", flags = FLAGS.join(", "))]
+    UnknownFlag(String),
     /// No such domain.
     #[error("no domain with name `{0}`; create it first")]
     UnknownDomain(DomainId),
@@ -53,7 +57,7 @@ impl Classify for AccountError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Database(error) => error.class(),
-            Self::Password(_) => ErrorClass::BadRequest,
+            Self::Password(_) | Self::UnknownFlag(_) => ErrorClass::BadRequest,
             Self::Taken(_) => ErrorClass::Conflict,
             Self::Unknown(_) | Self::UnknownDomain(_) => ErrorClass::NotFound,
         }
@@ -77,12 +81,21 @@ impl Accounts {
         Ok(self.domains.create(domain).await?)
     }
 
-    /// Sets whether submissions to the open URLs have to be authenticated as well; on in a new domain.
+    /// Changes a domain's settings; `None` leaves one as it is. `flags` are all settings that are on, under CommCare's names.
     ///
     /// # Errors
-    /// [`AccountError::UnknownDomain`], [`AccountError::Database`].
-    pub async fn set_secure_submissions(&self, domain: &DomainId, secure: bool) -> Result<(), AccountError> {
-        if self.domains.set_secure_submissions(domain, secure).await? {
+    /// [`AccountError`].
+    pub async fn set_domain(
+        &self,
+        domain: &DomainId,
+        secure_submissions: Option<bool>,
+        flags: Option<Vec<String>>,
+    ) -> Result<(), AccountError> {
+        let settings = Settings { secure_submissions, flags };
+        if let Some(flag) = settings.unknown_flag() {
+            return Err(AccountError::UnknownFlag(flag.to_owned()));
+        }
+        if self.domains.change(domain, &settings).await? {
             Ok(())
         } else {
             Err(AccountError::UnknownDomain(domain.clone()))
@@ -126,12 +139,13 @@ impl Accounts {
             return Err(AccountError::UnknownDomain(domain.clone()));
         }
         let hash = password::hash(password.0.clone()).await?;
+        let digest = self.auth.digest_hash(username, &password.0);
         let id = Uuid::new_v4().simple().to_string();
         let named = |permission: &Permission| PERMISSIONS.iter().find(|(known, _)| known == permission);
         let names: Vec<&str> = permissions.iter().filter_map(named).map(|(_, name)| *name).collect();
         let made = client
             .query_typed(
-                "WITH account AS (INSERT INTO accounts (id, username, password_hash) VALUES ($1, $2, $3) \
+                "WITH account AS (INSERT INTO accounts (id, username, password_hash, digest_hash) VALUES ($1, $2, $3, $6) \
                  ON CONFLICT DO NOTHING RETURNING id) \
                  INSERT INTO memberships (account_id, domain, permissions) SELECT id, $4, $5 FROM account \
                  RETURNING account_id",
@@ -141,6 +155,7 @@ impl Accounts {
                     (&hash, Type::TEXT),
                     (&domain.as_str(), Type::TEXT),
                     (&names, Type::TEXT_ARRAY),
+                    (&digest, Type::TEXT),
                 ],
             )
             .await?;
@@ -156,13 +171,14 @@ impl Accounts {
     /// [`AccountError`].
     pub async fn set_password(&self, username: &str, password: &Secret) -> Result<(), AccountError> {
         let hash = password::hash(password.0.clone()).await?;
+        let digest = self.auth.digest_hash(username, &password.0);
         let id = self
             .pool
             .get()
             .await?
             .query_typed_opt(
-                "UPDATE accounts SET password_hash = $2 WHERE username = $1 RETURNING id",
-                &[(&username, Type::TEXT), (&hash, Type::TEXT)],
+                "UPDATE accounts SET password_hash = $2, digest_hash = $3 WHERE username = $1 RETURNING id",
+                &[(&username, Type::TEXT), (&hash, Type::TEXT), (&digest, Type::TEXT)],
             )
             .await?;
         let id = id.ok_or_else(|| AccountError::Unknown(username.to_owned()))?;
@@ -197,6 +213,32 @@ impl Accounts {
             )
             .await?;
         if made == 1 { Ok(key) } else { Err(AccountError::Unknown(username.to_owned())) }
+    }
+
+    /// Makes a bearer token that stands for an account, for a number of days or until it is deleted. It is shown nowhere
+    /// else.
+    ///
+    /// # Errors
+    /// [`AccountError`].
+    pub async fn create_token(&self, username: &str, name: &str, days: Option<u32>) -> Result<Secret, AccountError> {
+        let token = random_secret();
+        let made = self
+            .pool
+            .get()
+            .await?
+            .execute_typed(
+                "INSERT INTO access_tokens (token_hash, account_id, scopes, name, expires_at) \
+                 SELECT $1, id, ARRAY['sync'], $2, \
+                 (extract(epoch FROM now() + $3 * interval '1 day') * 1000000)::bigint FROM accounts WHERE username = $4",
+                &[
+                    (&key_hash(&token.0).as_slice(), Type::BYTEA),
+                    (&name, Type::TEXT),
+                    (&days.map(f64::from), Type::FLOAT8),
+                    (&username, Type::TEXT),
+                ],
+            )
+            .await?;
+        if made == 1 { Ok(token) } else { Err(AccountError::Unknown(username.to_owned())) }
     }
 }
 

@@ -4,6 +4,8 @@
 //! under a keyed hash, and forgotten at once when the account changes. Source: architecture D15, forms-and-cases.md §2.
 
 mod cache;
+pub(crate) mod digest;
+mod lockout;
 pub(crate) mod password;
 
 use std::sync::Arc;
@@ -18,8 +20,13 @@ use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 use tokio_postgres::types::Type;
 
-use self::cache::{Key, VerifiedCache};
+use self::{
+    cache::{Key, VerifiedCache},
+    digest::{Challenge, Digests},
+    lockout::Lockout,
+};
 use crate::{
+    config::IngestConfig,
     error::DatabaseError,
     store::pool::Pool,
     submit::directory::{WORKER_SUFFIX, worker_login},
@@ -33,6 +40,9 @@ const VERIFIERS: usize = 2;
 pub(crate) struct AccountAuthenticator {
     pool: Pool,
     cache: VerifiedCache,
+    lockout: Lockout,
+    digests: Digests,
+    keeps_digests: bool,
     verifiers: Semaphore,
     clock: Arc<dyn Clock>,
 }
@@ -42,7 +52,15 @@ struct Candidate {
     id: String,
     username: String,
     password_hash: Option<String>,
+    digest_hash: Option<String>,
     permissions: Vec<String>,
+    is_active: bool,
+}
+
+impl Candidate {
+    fn is_inactive_worker(&self) -> bool {
+        !self.is_active && self.username.ends_with(WORKER_SUFFIX)
+    }
 }
 
 /// What came of a verification.
@@ -53,12 +71,29 @@ enum Verified {
     Before(Principal),
     /// They are not.
     Wrong,
+    /// They are of a mobile worker who is switched off.
+    Inactive(String),
+    /// They answer a challenge that is too old.
+    Stale,
 }
 
 impl AccountAuthenticator {
-    /// Over the account tables, remembering verified credentials for `seconds`.
-    pub(crate) fn new(pool: Pool, clock: Arc<dyn Clock>, seconds: u64) -> Self {
-        Self { pool, cache: VerifiedCache::new(seconds), verifiers: Semaphore::new(VERIFIERS), clock }
+    /// Over the account tables.
+    ///
+    /// # Errors
+    /// [`DatabaseError`] if the installation's secret cannot be read.
+    pub(crate) async fn open(pool: Pool, clock: Arc<dyn Clock>, config: &IngestConfig) -> Result<Self, DatabaseError> {
+        let client = pool.get().await?;
+        let row = client.query_typed_one("SELECT value FROM secrets WHERE name = 'digest'", &[]).await?;
+        let digests = Digests::new(row.try_get(0)?);
+        drop(client);
+        let (cache, verifiers) = (VerifiedCache::new(config.credential_seconds), Semaphore::new(VERIFIERS));
+        Ok(Self { pool, cache, lockout: Lockout::default(), digests, keeps_digests: config.digest, verifiers, clock })
+    }
+
+    /// What is kept of a new password for digest authentication, if anything is.
+    pub(crate) fn digest_hash(&self, username: &str, password: &str) -> Option<String> {
+        self.keeps_digests.then(|| digest::stored_hash(username, password))
     }
 
     /// Forgets what was verified for an account, after it changed.
@@ -74,7 +109,11 @@ impl AccountAuthenticator {
         key: &Key,
         now: i64,
     ) -> Result<Verified, DatabaseError> {
-        let found = |candidate: Option<Candidate>| candidate.map_or(Verified::Wrong, Verified::Now);
+        let found = |candidate: Option<Candidate>| match candidate {
+            Some(candidate) if candidate.is_active => Verified::Now(candidate),
+            Some(candidate) if candidate.is_inactive_worker() => Verified::Inactive(candidate.username),
+            _ => Verified::Wrong,
+        };
         match credentials {
             Credentials::Password { username, password } => {
                 let candidates = self.by_name(domain, username).await?;
@@ -86,9 +125,27 @@ impl AccountAuthenticator {
                 }
                 let hashes = candidates.iter().map(|candidate| candidate.password_hash.clone()).collect();
                 let right = password::matching(hashes, password.0.clone()).await;
-                Ok(found(right.and_then(|at| candidates.into_iter().nth(at))))
+                // A phone shows why its worker is turned away, whichever password it still has (§2).
+                let inactive = candidates.iter().find(|candidate| candidate.is_inactive_worker());
+                let inactive = inactive.map(|candidate| candidate.username.clone());
+                Ok(match (right.and_then(|at| candidates.into_iter().nth(at)), inactive) {
+                    (None, Some(username)) => Verified::Inactive(username),
+                    (candidate, _) => found(candidate),
+                })
             }
             Credentials::ApiKey { username, key } => Ok(found(self.by_key(domain, username, &key.0).await?)),
+            Credentials::Token(token) => Ok(found(self.by_token(domain, &token.0, now).await?)),
+            Credentials::Digest(answer) => match self.digests.check(answer, now) {
+                Challenge::Foreign => Ok(Verified::Wrong),
+                Challenge::Stale => Ok(Verified::Stale),
+                Challenge::Fresh => {
+                    let candidates = self.by_name(domain, &answer.username).await?;
+                    let proven = |candidate: &Candidate| {
+                        candidate.digest_hash.as_ref().is_some_and(|hash| digest::proves(answer, hash))
+                    };
+                    Ok(found(candidates.into_iter().find(proven)))
+                }
+            },
         }
     }
 
@@ -96,9 +153,9 @@ impl AccountAuthenticator {
         let client = self.pool.get().await?;
         let rows = client
             .query_typed(
-                "SELECT a.id, a.username, a.password_hash, m.permissions FROM accounts a \
+                "SELECT a.id, a.username, a.password_hash, m.permissions, a.digest_hash, a.is_active FROM accounts a \
                  JOIN memberships m ON m.account_id = a.id AND m.domain = $1 \
-                 WHERE a.username = ANY($2) AND a.is_active ORDER BY a.username",
+                 WHERE a.username = ANY($2) ORDER BY a.username",
                 &[(&domain.as_str(), Type::TEXT), (&names(username, domain), Type::TEXT_ARRAY)],
             )
             .await?;
@@ -109,9 +166,33 @@ impl AccountAuthenticator {
                     username: row.try_get(1)?,
                     password_hash: row.try_get(2)?,
                     permissions: row.try_get(3)?,
+                    digest_hash: row.try_get(4)?,
+                    is_active: row.try_get(5)?,
                 })
             })
             .collect()
+    }
+
+    async fn by_token(&self, domain: &DomainId, token: &str, now: i64) -> Result<Option<Candidate>, DatabaseError> {
+        let client = self.pool.get().await?;
+        let row = client
+            .query_typed_opt(
+                "SELECT a.id, a.username, m.permissions FROM access_tokens t JOIN accounts a ON a.id = t.account_id \
+                 JOIN memberships m ON m.account_id = a.id AND m.domain = $1 \
+                 WHERE t.token_hash = $2 AND (t.expires_at IS NULL OR t.expires_at > $3) AND 'sync' = ANY(t.scopes) \
+                 AND a.is_active",
+                &[(&domain.as_str(), Type::TEXT), (&key_hash(token).as_slice(), Type::BYTEA), (&now, Type::INT8)],
+            )
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(Candidate {
+            id: row.try_get(0)?,
+            username: row.try_get(1)?,
+            password_hash: None,
+            digest_hash: None,
+            permissions: row.try_get(2)?,
+            is_active: true,
+        }))
     }
 
     async fn by_key(&self, domain: &DomainId, username: &str, key: &str) -> Result<Option<Candidate>, DatabaseError> {
@@ -139,7 +220,9 @@ impl AccountAuthenticator {
             id: row.try_get(0)?,
             username: row.try_get(1)?,
             password_hash: None,
+            digest_hash: None,
             permissions: row.try_get(2)?,
+            is_active: true,
         }))
     }
 }
@@ -161,11 +244,13 @@ fn names(username: &str, domain: &DomainId) -> Vec<String> {
 }
 
 /// Names of permissions in the account tables.
-pub(crate) const PERMISSIONS: [(Permission, &str); 4] = [
+pub(crate) const PERMISSIONS: [(Permission, &str); 6] = [
     (Permission::Submit, "submit"),
     (Permission::ReadData, "read_data"),
     (Permission::EditReports, "edit_reports"),
     (Permission::EditUsers, "edit_users"),
+    (Permission::EditData, "edit_data"),
+    (Permission::EditDomain, "edit_domain"),
 ];
 
 #[async_trait]
@@ -176,14 +261,28 @@ impl Authenticator for AccountAuthenticator {
         if let Some(principal) = self.cache.get(&key, now) {
             return Ok(principal);
         }
+        let name = name_of(credentials);
+        if let Some(seconds) = name.and_then(|name| self.lockout.closed(domain, name, now)) {
+            return Err(AuthError::LockedOut { username: name.unwrap_or_default().to_owned(), seconds });
+        }
         let generation = self.cache.generation();
         let refused = || AuthError::Refused { domain: domain.to_string() };
         let verified = self.verify(domain, credentials, &key, now).await;
         let account = match verified.map_err(|error| AuthError::Unavailable(error.to_string()))? {
             Verified::Now(account) => account,
             Verified::Before(principal) => return Ok(principal),
-            Verified::Wrong => return Err(refused()),
+            Verified::Inactive(username) => return Err(AuthError::Inactive { username }),
+            Verified::Stale => return Err(AuthError::Stale),
+            Verified::Wrong => {
+                if let Some(name) = name {
+                    self.lockout.failed(domain, name, now);
+                }
+                return Err(refused());
+            }
         };
+        if let Some(name) = name {
+            self.lockout.succeeded(domain, name);
+        }
         let named =
             |name: &String| PERMISSIONS.iter().find(|(_, known)| known == name).map(|(permission, _)| *permission);
         let principal = Principal {
@@ -192,8 +291,24 @@ impl Authenticator for AccountAuthenticator {
             username: account.username,
             permissions: account.permissions.iter().filter_map(named).collect(),
         };
-        self.cache.put(key, account.id, principal.clone(), now, generation);
+        // An answer to a challenge is good for one request.
+        if !matches!(credentials, Credentials::Digest(_)) {
+            self.cache.put(key, account.id, principal.clone(), now, generation);
+        }
         Ok(principal)
+    }
+
+    fn digest_challenge(&self, stale: bool) -> String {
+        self.digests.challenge(self.clock.now_micros(), stale)
+    }
+}
+
+/// The name that failures count for; a token names nobody, and nobody can guess one.
+fn name_of(credentials: &Credentials) -> Option<&str> {
+    match credentials {
+        Credentials::Password { username, .. } | Credentials::ApiKey { username, .. } => Some(username),
+        Credentials::Digest(answer) => Some(&answer.username),
+        Credentials::Token(_) => None,
     }
 }
 

@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc};
 use bytes::{Bytes, BytesMut};
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use schemas::{
-    id::{DomainId, FormId},
+    id::{CaseId, DomainId, FormId},
     port::Clock,
     time::format_micros,
 };
@@ -107,15 +107,17 @@ impl Blobs {
     /// # Errors
     /// [`BlobError`].
     pub(crate) async fn form_xml(&self, domain: &DomainId, form_id: &FormId) -> Result<Option<Bytes>, BlobError> {
-        self.find(
-            domain,
-            "SELECT xml_key::text FROM forms WHERE domain = $1 AND id = $2",
-            &[(&domain.as_str(), Type::TEXT), (&form_id.as_str(), Type::TEXT)],
-        )
-        .await
+        let found = self
+            .find(
+                domain,
+                "SELECT xml_key::text, 'text/xml' FROM forms WHERE domain = $1 AND id = $2",
+                &[(&domain.as_str(), Type::TEXT), (&form_id.as_str(), Type::TEXT)],
+            )
+            .await?;
+        Ok(found.map(|(bytes, _)| bytes))
     }
 
-    /// The bytes of a form's attachment; `None` if there is none of that name.
+    /// The bytes and media type of a form's attachment; `None` if there is none of that name.
     ///
     /// # Errors
     /// [`BlobError`].
@@ -124,24 +126,44 @@ impl Blobs {
         domain: &DomainId,
         form_id: &FormId,
         name: &str,
-    ) -> Result<Option<Bytes>, BlobError> {
+    ) -> Result<Option<(Bytes, Option<String>)>, BlobError> {
         self.find(
             domain,
-            "SELECT key::text FROM attachments WHERE domain = $1 AND form_id = $2 AND name = $3",
+            "SELECT key::text, content_type FROM attachments WHERE domain = $1 AND form_id = $2 AND name = $3",
             &[(&domain.as_str(), Type::TEXT), (&form_id.as_str(), Type::TEXT), (&name, Type::TEXT)],
         )
         .await
     }
 
+    /// The bytes and media type of a file that is attached to a case; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// [`BlobError`].
+    pub(crate) async fn case_attachment(
+        &self,
+        domain: &DomainId,
+        case_id: &CaseId,
+        name: &str,
+    ) -> Result<Option<(Bytes, Option<String>)>, BlobError> {
+        self.find(
+            domain,
+            "SELECT f.file->>'key', f.file->>'content_type' FROM (SELECT attachments::json->$3 AS file FROM cases \
+             WHERE domain = $1 AND id = $2) f WHERE f.file IS NOT NULL",
+            &[(&domain.as_str(), Type::TEXT), (&case_id.as_str(), Type::TEXT), (&name, Type::TEXT)],
+        )
+        .await
+    }
+
+    /// Finds bytes by a statement that returns their key and media type.
     async fn find(
         &self,
         domain: &DomainId,
         sql: &str,
         parameters: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)],
-    ) -> Result<Option<Bytes>, BlobError> {
+    ) -> Result<Option<(Bytes, Option<String>)>, BlobError> {
         let client = self.pool.get().await?;
         let Some(row) = client.query_typed_opt(sql, parameters).await? else { return Ok(None) };
-        let key: String = row.try_get(0)?;
+        let (key, content_type): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
         // One statement: the mover takes bytes from one table and enters them in the other in one transaction.
         let place = client
             .query_typed_one(
@@ -163,10 +185,11 @@ impl Blobs {
             }
             (None, None) => {
                 let key = Uuid::parse_str(&key).map_err(|error| DatabaseError::damaged("attachments", error))?;
-                return Ok(Some(self.store.get(&attachment_path(domain, key)).await?.bytes().await?));
+                let bytes = self.store.get(&attachment_path(domain, key)).await?.bytes().await?;
+                return Ok(Some((bytes, content_type)));
             }
         };
-        Ok(Some(compress::unpack(&packed).map_err(BlobError::Damaged)?.into()))
+        Ok(Some((compress::unpack(&packed).map_err(BlobError::Damaged)?.into(), content_type)))
     }
 
     async fn put(&self, path: &Path, bytes: Bytes) -> Result<(), BlobError> {

@@ -20,12 +20,13 @@ use crate::{
     error::DatabaseError,
     store::{
         cases::{self, case_columns},
-        compress,
+        compress, ledgers,
         pool::{Connection, Pool, Use},
     },
     submit::{
         directory::doc_type,
         document::{FormState, case_doc_type, case_document},
+        ledger::{self, ledger_document},
     },
 };
 
@@ -47,16 +48,18 @@ pub(crate) struct PrimaryStore {
 #[derive(Clone, Copy, Debug)]
 enum Part {
     Directory(DocKind),
+    Ledgers,
     Cases,
     Forms,
 }
 
 impl Part {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Directory(DocKind::Location),
         Self::Directory(DocKind::User),
         Self::Directory(DocKind::DataSource),
         Self::Directory(DocKind::AggregateView),
+        Self::Ledgers,
         Self::Cases,
         Self::Forms,
     ];
@@ -69,6 +72,9 @@ impl Part {
                 "SELECT domain, id, document, stamp FROM definitions WHERE kind = 'data_source'"
             }
             Self::Directory(_) => "SELECT domain, id, document, stamp FROM definitions WHERE kind = 'aggregate_view'",
+            Self::Ledgers => {
+                "SELECT case_id, section_id, entry_id, balance, last_modified, last_form_id, domain, stamp FROM ledger_values"
+            }
             Self::Cases => concat!(
                 "SELECT ",
                 case_columns!(),
@@ -121,7 +127,7 @@ async fn open(pool: &Pool) -> Result<Scan, DatabaseError> {
     let count = connection
         .query_typed_one(
             "SELECT (SELECT count(*) FROM forms) + (SELECT count(*) FROM cases) + (SELECT count(*) FROM users) \
-             + (SELECT count(*) FROM locations) + (SELECT count(*) FROM definitions)",
+             + (SELECT count(*) FROM locations) + (SELECT count(*) FROM definitions) + (SELECT count(*) FROM ledger_values)",
             &[],
         )
         .await?;
@@ -175,6 +181,7 @@ impl Scan {
 fn document(part: Part, row: &Row) -> Result<BootstrapDocument, DatabaseError> {
     match part {
         Part::Directory(kind) => directory_document(kind, row),
+        Part::Ledgers => ledger_row(row),
         Part::Cases => case_row(row),
         Part::Forms => form_row(row),
     }
@@ -202,10 +209,27 @@ fn directory_document(kind: DocKind, row: &Row) -> Result<BootstrapDocument, Dat
     })
 }
 
+fn ledger_row(row: &Row) -> Result<BootstrapDocument, DatabaseError> {
+    let (key, value) = ledgers::value(row)?;
+    let domain = DomainId::new(row.try_get(6)?).map_err(damaged)?;
+    let body = ledger_document(&key, &value, &domain).map_err(damaged)?;
+    Ok(BootstrapDocument {
+        document: ChangedDocument {
+            kind: DocKind::Ledger,
+            id: key.doc_id().map_err(damaged)?,
+            stamp: Stamp(row.try_get(7)?),
+            document_type: ledger::DOC_TYPE.to_owned(),
+            subtype: None,
+            body: Some(body),
+        },
+        domain,
+    })
+}
+
 fn case_row(row: &Row) -> Result<BootstrapDocument, DatabaseError> {
     let mut case = cases::case(row)?;
     let stamp: i64 = row.try_get(20)?;
-    let indices: Option<&str> = row.try_get(21)?;
+    let indices: Option<&str> = row.try_get(22)?;
     if let Some(indices) = indices {
         case.indices = serde_json::from_str(indices).map_err(damaged)?;
     }

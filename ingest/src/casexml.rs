@@ -7,8 +7,9 @@
 //!
 //! Source: forms-and-cases.md §8-§10, §12.6.
 
+pub mod ledger;
 mod parse;
-mod value;
+pub(crate) mod value;
 
 use schemas::{
     error::{Classify, ErrorClass},
@@ -16,6 +17,7 @@ use schemas::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
 pub use parse::find_case_blocks;
 
@@ -46,7 +48,7 @@ pub struct CaseBlock {
     /// Children of `<index>`, in document order.
     #[serde(rename = "i", default, skip_serializing_if = "Vec::is_empty")]
     pub indices: Vec<IndexChange>,
-    /// Children of `<attachment>`, in document order. Kept, not applied: attachments of cases sit behind a flag (§10.3).
+    /// Children of `<attachment>`, in document order.
     #[serde(rename = "a", default, skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<AttachmentChange>,
 }
@@ -159,6 +161,36 @@ pub struct AttachmentChange {
     /// Where the phone says the file is.
     #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+    /// The file that `src` names, so that a replay need not look for it; absent where the domain has no attachments of cases.
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<CaseFile>,
+}
+
+/// A file attached to a case: the same bytes as the form's attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaseFile {
+    /// Under which the bytes are found.
+    #[serde(with = "as_text")]
+    pub key: Uuid,
+    /// Media type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// Bytes.
+    pub content_length: u64,
+}
+
+/// A key as its usual text.
+mod as_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use uuid::Uuid;
+
+    pub(super) fn serialize<S: Serializer>(key: &Uuid, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(key)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uuid, D::Error> {
+        Uuid::parse_str(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
 }
 
 /// Why a form's case blocks cannot be applied. The text of the variants that [`CaseError::is_known`] begins with
@@ -171,6 +203,9 @@ pub enum CaseError {
     /// The block holds a referral.
     #[error("UsesReferrals: case '{0}' has a referral block, and referrals are not supported")]
     UsesReferrals(CaseId),
+    /// An entry of a ledger block names no product.
+    #[error("MissingProductId: a ledger entry has no id")]
+    MissingProductId,
     /// `date_modified` is there and is no date.
     #[error("PhoneDateValueError: '{0}' is not an ISO 8601 date")]
     PhoneDateValue(String),
@@ -189,6 +224,14 @@ pub enum CaseError {
         field: &'static str,
         /// What is wrong with the value.
         error: String,
+    },
+    /// An attachment of a case is no attachment of the form.
+    #[error("case '{case_id}' refers to the attachment '{src}', which did not come with the form")]
+    MissingAttachment {
+        /// The case.
+        case_id: CaseId,
+        /// Name of the form's attachment.
+        src: String,
     },
     /// A block of version 1 or of an unknown version.
     #[error(
@@ -213,7 +256,7 @@ impl CaseError {
     /// as stored (§12.6).
     #[must_use]
     pub const fn is_known(&self) -> bool {
-        !matches!(self, Self::UnsupportedVersion(_) | Self::MalformedIndex { .. })
+        !matches!(self, Self::UnsupportedVersion(_) | Self::MalformedIndex { .. } | Self::MissingAttachment { .. })
     }
 }
 

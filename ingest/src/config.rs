@@ -47,6 +47,9 @@ pub struct IngestConfig {
     pub blob_directory: Option<PathBuf>,
     /// Seconds that verified credentials are remembered. Default 300.
     pub credential_seconds: u64,
+    /// Keep what HTTP digest authentication needs of each new password: a hash that is as good as the password to whoever
+    /// reads the account table. Phones on Java ME and some scripts need it. Default on.
+    pub digest: bool,
 }
 
 impl Default for IngestConfig {
@@ -71,6 +74,7 @@ impl Default for IngestConfig {
             mover_delay_ms: 2000,
             blob_directory: None,
             credential_seconds: 300,
+            digest: true,
         }
     }
 }

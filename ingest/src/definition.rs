@@ -150,7 +150,7 @@ impl Ingest {
         action: Action,
     ) -> Result<Position, DefinitionError> {
         let id = DocId::new(id.as_str()).map_err(|error| WriteError::Invalid(error.to_string()))?;
-        let change = DirectoryChange { kind, id, action, password_hash: None };
+        let change = DirectoryChange { kind, id, action, password_hash: None, keeps_digest: false };
         let receipt = self.lanes.write(lane, DirectoryWrite { domain: domain.clone(), changes: vec![change] }).await?;
         receipt.results.into_iter().next().unwrap_or(Err(WriteError::Internal))?;
         tracing::info!(%domain, kind = doc_type(kind), "a definition changed");

@@ -12,7 +12,7 @@ use schemas::{
 use crate::{
     error::{DatabaseError, WriteError},
     store::{
-        domains::{self, Domain},
+        domains::{self, Domain, Settings},
         pool::Pool,
     },
 };
@@ -84,12 +84,13 @@ impl Domains {
         domains::create(&*self.pool.get().await?, name, lane).await
     }
 
-    /// Sets whether every submission has to be authenticated; false if there is no such domain.
+    /// Changes a domain's settings, here at once and in other processes within ten seconds; false if there is no such
+    /// domain.
     ///
     /// # Errors
     /// [`DatabaseError`].
-    pub(crate) async fn set_secure_submissions(&self, name: &DomainId, secure: bool) -> Result<bool, DatabaseError> {
-        let changed = domains::set_secure_submissions(&*self.pool.get().await?, name, secure).await?;
+    pub(crate) async fn change(&self, name: &DomainId, settings: &Settings) -> Result<bool, DatabaseError> {
+        let changed = domains::change(&*self.pool.get().await?, name, settings).await?;
         self.known.lock().remove(name);
         Ok(changed)
     }

@@ -5,7 +5,9 @@
 mod caller;
 mod definitions;
 mod directory;
+mod domain;
 mod envelope;
+mod operations;
 mod receiver;
 mod refusal;
 
@@ -35,6 +37,8 @@ pub(crate) fn routes(ingest: Arc<Ingest>, views: Arc<dyn ViewReader>) -> Router 
     let router = receiver::routes(router);
     let router = directory::routes(router);
     let router = definitions::routes(router);
+    let router = operations::routes(router);
+    let router = domain::routes(router);
     // Inflating is the outer layer, so that the limit counts what comes out of it.
     router
         .layer(DefaultBodyLimit::max(limit))

@@ -12,10 +12,12 @@ pub mod casexml;
 pub mod changelog;
 mod config;
 mod definition;
+pub mod devicelog;
 mod domain;
 pub mod error;
 mod http;
 mod metrics;
+pub mod restore;
 mod store;
 pub mod submit;
 pub mod xform;
@@ -24,9 +26,9 @@ use std::{sync::Arc, time::Duration};
 
 use object_store::ObjectStore;
 use schemas::{
-    id::{DomainId, FormId},
+    id::{CaseId, DomainId, FormId},
     port::{Authenticator, Bootstrap, Clock, ViewReader},
-    position::LaneId,
+    position::{LaneId, Position},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -50,10 +52,10 @@ use crate::{
     domain::Domains,
     metrics::IngestMetrics,
     store::{
-        migrate,
+        cases, migrate,
         pool::{Address, Pool, Use},
     },
-    submit::lanes::Lanes,
+    submit::{Act, Operation, lanes::Lanes},
 };
 
 /// How often the outbox is trimmed.
@@ -103,7 +105,8 @@ impl Ingest {
         let stop = CancellationToken::new();
         let lanes = Lanes::start(&config, &address, &handover, &clock, &metrics, &tasks);
         let domains = Arc::new(Domains::new(pool.clone(), Arc::clone(&clock), config.database, config.lanes));
-        let auth = Arc::new(AccountAuthenticator::new(pool.clone(), Arc::clone(&clock), config.credential_seconds));
+        let auth = AccountAuthenticator::open(pool.clone(), Arc::clone(&clock), &config).await?;
+        let auth = Arc::new(auth);
         let blobs = Blobs::new(blobs, pool.clone(), config.blob_directory.clone(), Arc::clone(&clock), metrics);
         tasks.spawn(blobs.clone().run_mover(Duration::from_millis(config.mover_delay_ms), stop.clone()));
         tasks.spawn(trim(config.clone(), pool.clone(), Arc::clone(&clock), stop.clone()));
@@ -150,7 +153,8 @@ impl Ingest {
         self.blobs.form_xml(domain, form_id).await
     }
 
-    /// The bytes of a form's attachment, from Postgres or the object store; `None` if there is none of that name.
+    /// The bytes and media type of a form's attachment, from Postgres or the object store; `None` if there is none of that
+    /// name.
     ///
     /// # Errors
     /// [`BlobError`].
@@ -159,8 +163,31 @@ impl Ingest {
         domain: &DomainId,
         form_id: &FormId,
         name: &str,
-    ) -> Result<Option<bytes::Bytes>, BlobError> {
+    ) -> Result<Option<(bytes::Bytes, Option<String>)>, BlobError> {
         self.blobs.attachment(domain, form_id, name).await
+    }
+
+    /// Ids of a domain's cases behind `after`, in order, at most `limit`.
+    ///
+    /// # Errors
+    /// [`DatabaseError`].
+    pub async fn case_ids(
+        &self,
+        domain: &DomainId,
+        after: Option<&CaseId>,
+        limit: u32,
+    ) -> Result<Vec<CaseId>, DatabaseError> {
+        cases::ids(&*self.pool.get().await?, domain, after, limit).await
+    }
+
+    /// Computes a case again from its stored transactions; `by` is the user id of who asked. Returns where the change record is.
+    ///
+    /// # Errors
+    /// [`WriteError`]; nothing changed then.
+    pub async fn rebuild_case(&self, domain: &DomainId, case_id: &CaseId, by: &str) -> Result<Position, WriteError> {
+        let lane = self.domains.get(domain).await?.lane;
+        let operation = Operation { domain: domain.clone(), by: by.to_owned(), act: Act::Rebuild(case_id.clone()) };
+        self.lanes.operate(lane, operation).await
     }
 
     /// Takes no more writes, stores what is queued, and ends all tasks.

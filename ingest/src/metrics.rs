@@ -13,6 +13,8 @@ pub(crate) struct IngestMetrics {
     pub edited: Counter,
     /// Error forms and submission error logs stored.
     pub failed: Counter,
+    /// Forms and cases archived, deleted, rebuilt, and back.
+    pub operations: Counter,
     /// Users, locations and definitions written.
     pub documents: Counter,
     /// Requests turned away because the queue was full.
@@ -27,7 +29,7 @@ pub(crate) struct IngestMetrics {
     pub handover_missed: Counter,
     /// Objects written by the mover.
     pub packs: Counter,
-    /// Bytes waiting to be moved, as of the mover's last look.
+    /// Rows of form XML waiting to be moved to the object store, as of the mover's last look.
     pub pending_rows: Gauge,
 }
 
@@ -46,6 +48,7 @@ impl IngestMetrics {
             duplicate: stored("duplicate"),
             edited: stored("edited"),
             failed: stored("failed"),
+            operations: counter!("millrace_ingest_operations_total"),
             documents: counter!("millrace_ingest_documents_total"),
             busy: counter!("millrace_ingest_refused_busy_total"),
             group_size: histogram!("millrace_ingest_group_jobs"),

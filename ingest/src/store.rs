@@ -8,5 +8,6 @@ pub(crate) mod compress;
 pub(crate) mod directory;
 pub(crate) mod domains;
 pub(crate) mod forms;
+pub(crate) mod ledgers;
 pub(crate) mod migrate;
 pub(crate) mod pool;

@@ -11,9 +11,12 @@ pub(crate) mod dedupe;
 pub(crate) mod directory;
 pub mod document;
 pub(crate) mod edit;
+pub(crate) mod extension;
 pub(crate) mod lanes;
+pub mod ledger;
 pub(crate) mod load;
 pub(crate) mod lock;
+pub(crate) mod operation;
 pub(crate) mod process;
 pub mod rebuild;
 pub(crate) mod world;
@@ -21,7 +24,7 @@ pub(crate) mod writer;
 
 use schemas::{
     change::DocKind,
-    id::{DocId, DomainId, FormId},
+    id::{CaseId, DocId, DomainId, FormId},
     position::Position,
 };
 use serde_json::{Map, Value};
@@ -29,6 +32,12 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::{error::WriteError, xform::ParsedForm};
+
+/// Number of the advisory lock that a form's writer holds until its transaction ends.
+#[must_use]
+pub fn form_lock(id: &FormId) -> i64 {
+    lock::form_key(id)
+}
 
 /// A form as it came in, ready to be applied.
 #[derive(Debug)]
@@ -47,6 +56,29 @@ pub(crate) struct Submission {
     pub envelope: Envelope,
     /// Files that came with it.
     pub attachments: Vec<Attachment>,
+    /// What the domain asks for besides.
+    pub rules: Rules,
+    /// Why it is sent.
+    pub purpose: Purpose,
+}
+
+/// Settings of a domain that decide what a form does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rules {
+    /// Closing a case closes its extensions (§10.2).
+    pub close_extensions: bool,
+    /// Case blocks may attach files to cases (§10.3).
+    pub case_attachments: bool,
+}
+
+/// Why a form is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To be stored.
+    #[default]
+    Store,
+    /// It is stored as an error form, and is to be applied again (§12.6).
+    Reprocess,
 }
 
 /// What the bytes were.
@@ -156,6 +188,8 @@ pub(crate) struct DirectoryChange {
     pub action: Action,
     /// Argon2 hash of a mobile worker's new password.
     pub password_hash: Option<String>,
+    /// Whether to keep what digest authentication needs of that password.
+    pub keeps_digest: bool,
 }
 
 /// What happens to a document.
@@ -203,6 +237,38 @@ pub(crate) enum Written {
     Updated,
 }
 
+/// What a person or a script does to a stored form or case.
+#[derive(Clone, Debug)]
+pub(crate) struct Operation {
+    /// The domain.
+    pub domain: DomainId,
+    /// User id of who does it.
+    pub by: String,
+    /// What is done.
+    pub act: Act,
+}
+
+/// What is done to a stored form or case (§12.4, §12.5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// Its effects on cases and ledgers are taken back.
+    Archive(FormId),
+    /// They count again.
+    Unarchive(FormId),
+    /// Marked as deleted; cases stay as they are.
+    DeleteForm(FormId),
+    /// No longer marked.
+    UndeleteForm(FormId),
+    /// Marked as deleted.
+    DeleteCase(CaseId),
+    /// No longer marked.
+    UndeleteCase(CaseId),
+    /// Deleted for good, together with all its forms.
+    PurgeCase(CaseId),
+    /// Computed again from its transactions.
+    Rebuild(CaseId),
+}
+
 /// Something for a lane to store.
 #[derive(Debug)]
 pub(crate) enum Job {
@@ -212,6 +278,13 @@ pub(crate) enum Job {
         submission: Box<Submission>,
         /// Takes the answer once it is durable.
         reply: oneshot::Sender<Result<Receipt, WriteError>>,
+    },
+    /// Something is done to a stored form or case.
+    Operation {
+        /// What.
+        operation: Operation,
+        /// Takes the record's position once it is durable.
+        reply: oneshot::Sender<Result<Position, WriteError>>,
     },
     /// Users, locations or definitions.
     Directory {

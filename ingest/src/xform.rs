@@ -18,7 +18,10 @@ use schemas::{
 };
 use serde_json::{Map, Value};
 
-use crate::casexml::{CaseBlock, CaseError, find_case_blocks};
+use crate::casexml::{
+    CaseBlock, CaseError, find_case_blocks,
+    ledger::{LedgerChange, find_ledger_changes},
+};
 
 pub use meta::FormMeta;
 
@@ -121,8 +124,24 @@ pub struct ParsedForm {
     pub meta: FormMeta,
     /// The case blocks in the order in which they take effect, or why the form is an error form.
     pub case_blocks: Result<Vec<CaseBlock>, CaseError>,
+    /// The ledger changes in document order, empty where [`Self::case_blocks`] is an error.
+    pub ledger_changes: Vec<LedgerChange>,
     /// True for a device report: logs, not a form.
     pub is_device_log: bool,
+}
+
+/// The JSON of an XML document by rules 1 to 9 of §6 alone: dates as they were sent.
+///
+/// # Errors
+/// [`ParseError`] if the body is not acceptable XML.
+pub fn read_json(body: &[u8], limits: &ParseLimits) -> Result<Map<String, Value>, ParseError> {
+    tree::read(&encoding::decode(body)?, limits, tree::as_sent)
+}
+
+/// A datetime as documents hold it; `None` for a text that is none (§6 rule 10).
+#[must_use]
+pub fn normalised(text: &str) -> Option<String> {
+    datetime::normalise(text)
 }
 
 /// Parses a submission. `fallback_id` makes the id of a form that brings none.
@@ -135,7 +154,7 @@ pub fn parse(body: &[u8], limits: &ParseLimits, fallback_id: &dyn Fn() -> String
         return Err(ParseError::TooLarge { limit: limits.max_bytes });
     }
     let text = encoding::decode(body)?;
-    let mut json = tree::read(&text, limits)?;
+    let mut json = tree::read(&text, limits, tree::normalised)?;
     let xmlns = match json.get("@xmlns").and_then(Value::as_str) {
         Some(xmlns) if !xmlns.is_empty() => xmlns.to_owned(),
         _ => return Err(ParseError::MissingXmlns),
@@ -147,9 +166,14 @@ pub fn parse(body: &[u8], limits: &ParseLimits, fallback_id: &dyn Fn() -> String
     let user_id = meta::user_id(&json).map(str::to_owned);
     meta::clean_up(&mut json);
     let is_device_log = xmlns == DEVICE_REPORT;
-    let case_blocks = find_case_blocks(&json, user_id.as_deref());
+    let found = find_case_blocks(&json, user_id.as_deref())
+        .and_then(|blocks| find_ledger_changes(&json).map(|changes| (blocks, changes)));
+    let (case_blocks, ledger_changes) = match found {
+        Ok((blocks, changes)) => (Ok(blocks), changes),
+        Err(error) => (Err(error), Vec::new()),
+    };
     let meta = FormMeta::of(&json);
-    Ok(ParsedForm { form_id, xmlns, user_id, json, meta, case_blocks, is_device_log })
+    Ok(ParsedForm { form_id, xmlns, user_id, json, meta, case_blocks, ledger_changes, is_device_log })
 }
 
 #[cfg(test)]

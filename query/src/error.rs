@@ -175,7 +175,9 @@ impl QueryError {
     #[must_use]
     pub fn sqlstate(&self) -> &'static str {
         match self {
-            Self::NoCredentials { .. } | Self::Auth(AuthError::Refused { .. }) => "28P01",
+            Self::NoCredentials { .. }
+            | Self::Auth(AuthError::Refused { .. } | AuthError::Stale | AuthError::LockedOut { .. }) => "28P01",
+            Self::Auth(AuthError::Inactive { .. }) => "28000",
             Self::Auth(AuthError::Unavailable(_)) | Self::Starting | Self::Wait(WaitError::Stopping) => "57P03",
             Self::Forbidden { .. } => "42501",
             Self::Wait(WaitError::Timeout { .. }) | Self::Timeout { .. } => "57014",

@@ -15,7 +15,7 @@ use std::{
 
 use axum::{
     Router,
-    http::{HeaderMap, Uri},
+    http::Uri,
     response::{IntoResponse, Response},
 };
 use schemas::{
@@ -26,7 +26,10 @@ use schemas::{
 
 use crate::{
     QueryError,
-    front::{Doors, Freshness, http},
+    front::{
+        Doors, Freshness,
+        http::{self, Asked},
+    },
 };
 
 pub(crate) fn routes() -> Router<Doors> {
@@ -58,17 +61,16 @@ enum Wording {
 async fn read(
     doors: &Doors,
     domain: &str,
-    headers: &HeaderMap,
-    uri: &Uri,
+    asked: &Asked,
     wording: Wording,
     answer: impl FnOnce(&Read) -> Result<Response, QueryError> + Send + 'static,
 ) -> Response {
-    let principal = match http::caller(&doors.state, domain, headers).await {
+    let principal = match http::caller(&doors.state, domain, asked).await {
         Ok(principal) => principal,
         Err(error) => return refuse(&error, wording),
     };
     let domain = principal.domain.clone();
-    let (mut response, freshness) = match take(doors, principal, uri).await {
+    let (mut response, freshness) = match take(doors, principal, &asked.uri).await {
         Ok(read) => {
             let freshness = Freshness::of(&read.snapshot, &read.tables);
             // A pass over many documents must not hold up the threads that serve connections.

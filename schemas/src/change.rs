@@ -18,6 +18,8 @@ pub enum DocKind {
     Form,
     /// A case.
     Case,
+    /// What there is of something at a case.
+    Ledger,
     /// A mobile worker.
     User,
     /// A place of the location hierarchy.
@@ -30,8 +32,8 @@ pub enum DocKind {
 
 impl DocKind {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Form, Self::Case, Self::User, Self::Location, Self::DataSource, Self::AggregateView];
+    pub const ALL: [Self; 7] =
+        [Self::Form, Self::Case, Self::Ledger, Self::User, Self::Location, Self::DataSource, Self::AggregateView];
 
     /// The kind's name in the log and in Postgres.
     #[must_use]
@@ -39,6 +41,7 @@ impl DocKind {
         match self {
             Self::Form => "form",
             Self::Case => "case",
+            Self::Ledger => "ledger",
             Self::User => "user",
             Self::Location => "location",
             Self::DataSource => "data_source",
@@ -52,12 +55,13 @@ impl DocKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// CommCare's topic and `data_source_name` for documents of this kind (forms-and-cases.md §14), if it has one.
+    /// CommCare's topic for documents of this kind (forms-and-cases.md §14), if it has one.
     #[must_use]
     pub const fn feed(self) -> Option<&'static str> {
         match self {
             Self::Form => Some("form-sql"),
             Self::Case => Some("case-sql"),
+            Self::Ledger => Some("ledger"),
             Self::User => Some("commcare-user"),
             Self::Location => Some("location"),
             Self::DataSource | Self::AggregateView => None,

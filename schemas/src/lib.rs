@@ -7,6 +7,7 @@
 //! Never here: sockets, SQL clients, dataflow, or behaviour beyond parsing and formatting.
 
 pub mod change;
+pub mod credentials;
 pub mod doc;
 pub mod error;
 pub mod id;

@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+pub use crate::credentials::{Credentials, DigestAnswer, Secret};
 use crate::{
     change::{ChangeRecord, ChangedDocument},
     error::{Classify, ErrorClass},
@@ -136,35 +137,6 @@ pub trait ViewReader: Send + Sync + fmt::Debug {
     async fn wait_for(&self, position: Position, timeout: Duration) -> Result<Arc<Snapshot>, WaitError>;
 }
 
-/// A secret that prints as `***`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-/// What a caller presents.
-#[derive(Clone, Debug)]
-pub enum Credentials {
-    /// User name and password.
-    Password {
-        /// `name` of a web user, `name@domain.commcarehq.org` or `name@domain` of a mobile worker.
-        username: String,
-        /// The password.
-        password: Secret,
-    },
-    /// User name and API key.
-    ApiKey {
-        /// As above.
-        username: String,
-        /// The key.
-        key: Secret,
-    },
-}
-
 /// Things a principal may be allowed to do in a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Permission {
@@ -176,6 +148,10 @@ pub enum Permission {
     EditReports,
     /// Write users and locations.
     EditUsers,
+    /// Archive, delete and rebuild forms and cases.
+    EditData,
+    /// Change the domain's settings.
+    EditDomain,
 }
 
 /// Someone authenticated, in one domain.
@@ -208,6 +184,23 @@ pub enum AuthError {
         /// The domain asked for.
         domain: String,
     },
+    /// A mobile worker whose account is switched off or deleted.
+    #[error("the account `{username}` is not active")]
+    Inactive {
+        /// Their user name.
+        username: String,
+    },
+    /// Too many wrong secrets for that name lately.
+    #[error("too many failed attempts to sign in as `{username}`; try again in {seconds} s")]
+    LockedOut {
+        /// The user name.
+        username: String,
+        /// How long until the next attempt is looked at.
+        seconds: u64,
+    },
+    /// The digest answers an old challenge; the client answers the new one by itself.
+    #[error("the digest answers a challenge that is too old")]
+    Stale,
     /// The account store cannot be reached.
     #[error("could not check credentials: {0}")]
     Unavailable(String),
@@ -216,7 +209,8 @@ pub enum AuthError {
 impl Classify for AuthError {
     fn class(&self) -> ErrorClass {
         match self {
-            Self::Refused { .. } => ErrorClass::Unauthenticated,
+            Self::Refused { .. } | Self::Inactive { .. } | Self::Stale => ErrorClass::Unauthenticated,
+            Self::LockedOut { .. } => ErrorClass::RateLimited,
             Self::Unavailable(_) => ErrorClass::Unavailable,
         }
     }
@@ -230,6 +224,9 @@ pub trait Authenticator: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`AuthError`].
     async fn authenticate(&self, domain: &DomainId, credentials: &Credentials) -> Result<Principal, AuthError>;
+
+    /// The value of a `WWW-Authenticate` header that asks for a digest.
+    fn digest_challenge(&self, stale: bool) -> String;
 }
 
 /// The wall clock; fixed in tests.

@@ -12,5 +12,7 @@ pub struct Migration {
 }
 
 /// Every migration of a database, in order.
-pub const MIGRATIONS: &[Migration] =
-    &[Migration { number: 1, name: "foundation", statements: include_str!("../migrations/0001_foundation.sql") }];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration { number: 1, name: "foundation", statements: include_str!("../migrations/0001_foundation.sql") },
+    Migration { number: 2, name: "history", statements: include_str!("../migrations/0002_history.sql") },
+];

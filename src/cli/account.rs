@@ -26,6 +26,19 @@ pub(crate) enum DomainCommand {
         #[command(flatten)]
         config: ConfigArgs,
     },
+    /// Change a domain's settings; those that are not named stay
+    Set {
+        /// The domain
+        name: DomainId,
+        /// Whether every submission has to be authenticated
+        #[arg(long, value_name = "BOOL")]
+        secure_submissions: Option<bool>,
+        /// Settings under CommCare's names that are on from now on; all others are off (comma-separated, may be empty)
+        #[arg(long, value_delimiter = ',', num_args = 0.., value_name = "FLAG")]
+        flags: Option<Vec<String>>,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
 }
 
 /// Manages web users.
@@ -87,6 +100,24 @@ pub(crate) enum ApikeyCommand {
     },
 }
 
+/// Manages bearer tokens.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Create a token that stands for a user, which is printed once
+    Create {
+        /// User whom the token stands for; a mobile worker's name in full
+        username: String,
+        /// Days until it ends; without, it does not
+        #[arg(long)]
+        days: Option<u32>,
+        /// What the token is for
+        #[arg(long, default_value = "made at the command line")]
+        name: String,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum PermissionName {
     /// Submit forms
@@ -97,6 +128,10 @@ enum PermissionName {
     EditReports,
     /// Write users and locations
     EditUsers,
+    /// Archive, delete and rebuild forms and cases
+    EditData,
+    /// Change the domain's settings
+    EditDomain,
 }
 
 impl From<PermissionName> for Permission {
@@ -106,6 +141,8 @@ impl From<PermissionName> for Permission {
             PermissionName::ReadData => Self::ReadData,
             PermissionName::EditReports => Self::EditReports,
             PermissionName::EditUsers => Self::EditUsers,
+            PermissionName::EditData => Self::EditData,
+            PermissionName::EditDomain => Self::EditDomain,
         }
     }
 }
@@ -115,7 +152,17 @@ impl From<PermissionName> for Permission {
 /// # Errors
 /// The store cannot be reached, or refuses.
 pub(crate) async fn domain(command: DomainCommand) -> anyhow::Result<ExitCode> {
-    let DomainCommand::Create { name, config } = command;
+    let (name, config) = match command {
+        DomainCommand::Create { name, config } => (name, config),
+        DomainCommand::Set { name, secure_submissions, flags, config } => {
+            let store = Store::open(&config).await?;
+            let set = store.accounts.set_domain(&name, secure_submissions, flags).await;
+            let set = store.close_with(set.map_err(Into::into)).await;
+            set.with_context(|| format!("could not change domain `{name}`"))?;
+            say(format_args!("domain    {name}\nA running server may take ten seconds to notice."));
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     let store = Store::open(&config).await?;
     let made = create_domain(&store.accounts, &name).await;
     let made = store.close_with(made).await;
@@ -177,6 +224,20 @@ pub(crate) async fn apikey(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Runs `millrace token`.
+///
+/// # Errors
+/// The store cannot be reached, or refuses.
+pub(crate) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
+    let TokenCommand::Create { username, days, name, config } = command;
+    let store = Store::open(&config).await?;
+    let made = store.accounts.create_token(&username, &name, days).await;
+    let made = store.close_with(made.map_err(Into::into)).await;
+    let token = made.with_context(|| format!("could not create a token of `{username}`"))?;
+    say(format_args!("user      {username}\ntoken     {}", token.0));
+    Ok(ExitCode::SUCCESS)
+}
+
 struct Password {
     secret: Secret,
     made_here: bool,
@@ -206,16 +267,16 @@ impl Password {
     }
 }
 
-/// The account store: that of a running server, or opened for the moment.
-struct Store {
+/// The primary store: that of a running server, or opened for the moment.
+pub(super) struct Store {
     accounts: Accounts,
-    ingest: Arc<Ingest>,
+    pub(super) ingest: Arc<Ingest>,
     postgres: Option<Postgres>,
     _lock: Option<File>,
 }
 
 impl Store {
-    async fn open(args: &ConfigArgs) -> anyhow::Result<Self> {
+    pub(super) async fn open(args: &ConfigArgs) -> anyhow::Result<Self> {
         let mut config = args.load()?;
         config.data_dir = server::prepare_data_dir(&config.data_dir)?;
         let mut ingest_config = config.ingest.clone();
@@ -238,7 +299,7 @@ impl Store {
     }
 
     /// Closes the store, whatever came of the work.
-    async fn close_with<T>(self, done: anyhow::Result<T>) -> anyhow::Result<T> {
+    pub(super) async fn close_with<T>(self, done: anyhow::Result<T>) -> anyhow::Result<T> {
         self.ingest.shutdown().await;
         if let Some(postgres) = self.postgres {
             postgres.stop().await;

@@ -278,7 +278,7 @@ impl Driver {
             Ok(Answer::Move { ticket, id, inside, result }) => match result {
                 Ok(_) => {
                     source.ended(ticket, Ended::Acknowledged);
-                    self.population.write().note(&id, &inside);
+                    self.population.write().moved(&id, &inside);
                     self.tally.with(|counts| counts.moves[0] += 1);
                 }
                 Err(error) => {

@@ -4,7 +4,10 @@
 //! each worker's credentials, and for any worker the district that counts their cases. The shape (two states, districts,
 //! blocks, villages; one village a worker; Zipf-distributed activity) is the shared workload's.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -60,6 +63,8 @@ pub(crate) struct Population {
     pub(crate) workers: Vec<Worker>,
     place_by_id: HashMap<String, usize>,
     worker_by_id: HashMap<String, usize>,
+    /// Who and what this run has moved, and where to.
+    pub(crate) moves: BTreeMap<String, String>,
     secret: String,
 }
 
@@ -203,6 +208,12 @@ impl Population {
         } else if let Some(document) = self.moved_place(id, inside) {
             self.add_place(document);
         }
+    }
+
+    /// Notes a move that this run made.
+    pub(crate) fn moved(&mut self, id: &str, inside: &str) {
+        self.note(id, inside);
+        self.moves.insert(id.to_owned(), inside.to_owned());
     }
 
     /// Ids of the places of one level.

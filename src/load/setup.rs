@@ -161,17 +161,13 @@ pub(crate) async fn sign_in(
     Ok(())
 }
 
-/// Moved workers and places that the tables do not show where they are: (id, where it should be).
+/// Workers and places that the tables do not show where this run moved them to.
 ///
 /// # Errors
 /// The tables cannot be read.
 pub(crate) async fn misplaced(client: &Client, population: &Population) -> anyhow::Result<Vec<String>> {
     let present = postgres::whereabouts(client).await?;
-    let people = population.workers.iter().map(|worker| (&worker.id, Some(&worker.village)));
-    let places = population.places.iter().map(|place| (&place.id, place.parent.as_ref()));
-    let wrong = people
-        .chain(places)
-        .filter(|(id, inside)| present.get(*id).map(String::as_str) != Some(inside.map_or("", String::as_str)));
+    let wrong = population.moves.iter().filter(|(id, inside)| present.get(*id) != Some(*inside));
     Ok(wrong.map(|(id, _)| id.clone()).take(100).collect())
 }
 

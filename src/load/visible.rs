@@ -21,7 +21,12 @@ use schemas::{position::Position, time::parse_micros};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
-use super::{population::Population, postgres::Target, tally::Tally, work::Effects};
+use super::{
+    population::Population,
+    postgres::{self, Target},
+    tally::Tally,
+    work::Effects,
+};
 
 /// Forms looked for by one statement.
 const BATCH: usize = 64;
@@ -29,6 +34,8 @@ const BATCH: usize = 64;
 const SETTLE: Duration = Duration::from_secs(30);
 /// Pause after a failed statement, or one that showed nothing new.
 const PAUSE: Duration = Duration::from_millis(20);
+/// When a form is not seen for so long, where people are is read again: somebody else may have moved them.
+const DOUBT: Duration = Duration::from_secs(1);
 /// Longest a statement may take before the connection is given up.
 const STATEMENT: Duration = Duration::from_secs(20);
 
@@ -67,6 +74,7 @@ pub(crate) async fn probe(
     let mut pending: VecDeque<(Acknowledged, String)> = VecDeque::new();
     let mut client: Option<Client> = None;
     let mut give_up_at: Option<Instant> = None;
+    let mut refreshed = Instant::now();
     loop {
         if pending.is_empty() {
             match acknowledged.recv().await {
@@ -96,8 +104,18 @@ pub(crate) async fn probe(
             Ok(Ok(found)) => {
                 let left = settle(batch, &found, &population.read(), answered, &tally);
                 let stuck = left.len() == found.asked;
+                let doubtful = left.iter().any(|(form, _)| form.at.elapsed() > DOUBT);
                 pending.extend(left);
-                if stuck {
+                if doubtful
+                    && refreshed.elapsed() > DOUBT
+                    && let Some(client) = &client
+                {
+                    if let Ok(whereabouts) = postgres::whereabouts(client).await {
+                        let mut population = population.write();
+                        whereabouts.iter().for_each(|(id, inside)| population.note(id, inside));
+                    }
+                    refreshed = Instant::now();
+                } else if stuck {
                     tokio::time::sleep(PAUSE).await;
                 }
                 None

@@ -12,6 +12,7 @@ mod bad_input;
 #[path = "../kafka/broker.rs"]
 mod broker;
 mod crash;
+mod forms_contract;
 mod manifests;
 #[path = "../oracle/oracle.rs"]
 mod oracle;

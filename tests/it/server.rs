@@ -1,10 +1,12 @@
 //! A real server for tests: the binary with a data directory of its own, which can be killed and started again.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -30,6 +32,8 @@ pub(crate) struct Options {
     pub(crate) split: bool,
     /// Megabytes of a file system of its own for the data directory, where this process may mount one.
     pub(crate) disk_mb: Option<u32>,
+    /// Roles of the one process, if not all of them.
+    pub(crate) roles: Option<&'static str>,
     /// Further lines of the configuration file: `ingest.max_form_bytes = 1000`.
     pub(crate) settings: Vec<String>,
 }
@@ -44,6 +48,8 @@ pub(crate) struct Server {
     pub(crate) data: PathBuf,
     /// Password of the domain's administrator.
     pub(crate) password: String,
+    /// Passwords of the administrators of further domains.
+    others: Mutex<BTreeMap<String, String>>,
     client: Client,
     /// Takes forms in; answers questions too unless there is a reader.
     front: Process,
@@ -204,12 +210,22 @@ impl Server {
         let client = Client::builder().timeout(DEADLINE).build().unwrap();
         let mut front = Process::spawn(
             directory.path(),
-            if options.split { "ingest,relay" } else { "ingest,relay,dataflow,query" },
+            options.roles.unwrap_or(if options.split { "ingest,relay" } else { "ingest,relay,dataflow,query" }),
         );
         front.ready(&client).await;
         let password = front.said("password").unwrap();
         let data = directory.path().join("data");
-        let mut server = Self { data, password, client, front, reader: None, disk, _directory: directory, _turn: turn };
+        let mut server = Self {
+            data,
+            password,
+            others: Mutex::default(),
+            client,
+            front,
+            reader: None,
+            disk,
+            _directory: directory,
+            _turn: turn,
+        };
         if options.split {
             let home = server.front.home.join("reader");
             std::fs::create_dir(&home).unwrap();
@@ -285,6 +301,33 @@ impl Server {
         self.client
             .request(method, format!("{}/a/{DOMAIN}/{path}", process.url))
             .basic_auth(format!("admin@{DOMAIN}"), Some(&self.password))
+    }
+
+    /// Makes a domain beside the running server, unless it is there.
+    pub(crate) fn create_domain(&self, domain: &str) {
+        let mut others = self.others.lock().unwrap();
+        if domain == DOMAIN || others.contains_key(domain) {
+            return;
+        }
+        let mut command = millrace();
+        command.args(["domain", "create", domain, "--config"]).arg(self.front.home.join("millrace.toml"));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+        let password = said.lines().find_map(|line| line.strip_prefix("password")).unwrap_or_else(|| panic!("{said}"));
+        others.insert(domain.to_owned(), password.trim().to_owned());
+    }
+
+    /// A request without credentials. `path` follows `/a/<domain>/`.
+    pub(crate) fn anonymous(&self, method: Method, domain: &str, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}/a/{domain}/{path}", self.front.url))
+    }
+
+    /// A request as the administrator of a domain. `path` follows `/a/<domain>/`.
+    pub(crate) fn request_in(&self, method: Method, domain: &str, path: &str) -> RequestBuilder {
+        let others = self.others.lock().unwrap();
+        let password = others.get(domain).unwrap_or(&self.password);
+        self.anonymous(method, domain, path).basic_auth(format!("admin@{domain}"), Some(password))
     }
 
     /// Posts a form; an error if there was no answer.

@@ -35,6 +35,7 @@ pub struct DataSource {
     table_name: String,
     kind: DocKind,
     subtypes: Option<Vec<String>>,
+    gate: Option<Gate>,
     deactivated: bool,
     reads_clock: bool,
     filter: Option<Filter>,
@@ -44,6 +45,15 @@ pub struct DataSource {
     columns: Vec<IndicatorColumn>,
     schema: TableSchema,
     names: DocNames,
+}
+
+/// What a document's own property has to be for a data source's filter to pass; found without evaluating anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// The property, at the top of the document.
+    pub property: Symbol,
+    /// The texts it must be one of.
+    pub texts: Vec<String>,
 }
 
 /// Names that every document is asked for.
@@ -62,7 +72,7 @@ fn current_types(kind: DocKind) -> &'static [&'static str] {
         DocKind::User => &["CommCareUser"],
         // Change records name the class of the store.
         DocKind::Location => &["Location", "SQLLocation"],
-        DocKind::DataSource | DocKind::AggregateView => &[],
+        DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => &[],
     }
 }
 
@@ -130,6 +140,13 @@ impl DataSource {
     #[must_use]
     pub fn subtypes(&self) -> Option<&[String]> {
         self.subtypes.as_deref()
+    }
+
+    /// A property besides case type or xmlns that decides whether a document can pass the filter, if one does. Documents that
+    /// do not have it right have no rows and no errors.
+    #[must_use]
+    pub fn gate(&self) -> Option<&Gate> {
+        self.gate.as_ref()
     }
 
     /// False if no document of that case type or xmlns can pass the filter.
@@ -296,17 +313,21 @@ fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> DataSource {
     }
     check_indexes(spec, &columns, compiler);
     let key = key(spec, &columns, compiler);
-    let subtypes = match kind {
-        DocKind::Case => filter.as_ref().and_then(|filter| filter.values_of("type")),
-        DocKind::Form => filter.as_ref().and_then(|filter| filter.values_of("xmlns")),
+    let subtype = match kind {
+        DocKind::Case => Some("type"),
+        DocKind::Form => Some("xmlns"),
         _ => None,
     };
+    let subtypes = subtype.zip(filter.as_ref()).and_then(|(property, filter)| filter.values_of(property));
+    let gate = filter.as_ref().and_then(|filter| filter.gate(subtype));
+    let gate = gate.map(|(property, texts)| Gate { property: Symbol::intern(&property), texts });
     DataSource {
         domain: domain.into(),
         table_id: table_id.into(),
         table_name: names::table_name(domain, table_id),
         kind,
         subtypes,
+        gate,
         deactivated: spec.flag("is_deactivated", false, compiler),
         reads_clock: false,
         filter,

@@ -76,6 +76,32 @@ impl Filter {
         }
     }
 
+    /// A property other than `skip` and the texts that it must be one of for the filter to pass, if they are compared before
+    /// anything that could fail: a document without them gets a no, and never an error.
+    pub(crate) fn gate(&self, skip: Option<&str>) -> Option<(String, Vec<String>)> {
+        match self {
+            Self::Boolean { .. } => self.comparison().filter(|(property, _)| Some(property.as_str()) != skip),
+            Self::And(filters) => {
+                for filter in filters {
+                    let (property, texts) = filter.comparison()?;
+                    if Some(property.as_str()) != skip {
+                        return Some((property, texts));
+                    }
+                }
+                None
+            }
+            Self::Named(filter) => filter.gate(skip),
+            Self::Or(_) | Self::Not(_) => None,
+        }
+    }
+
+    /// The plain property that this filter compares, and the texts it must be one of.
+    fn comparison(&self) -> Option<(String, Vec<String>)> {
+        let Self::Boolean { expression, .. } = self else { return None };
+        let property = expression.property()?;
+        Some((property.to_owned(), self.values_of(property)?))
+    }
+
     /// The texts that `property` must be one of for the filter to pass, as far as the original infers them
     /// (ucr.md §3.3): from `eq` or `in` on the plain property, or the first part of an `and` that yields any.
     pub(crate) fn values_of(&self, property: &str) -> Option<Vec<String>> {
@@ -244,6 +270,32 @@ mod tests {
             let compiled = compile(&filter, "", &mut compiler);
             let values = values.map(|values| values.into_iter().map(str::to_owned).collect::<Vec<_>>());
             assert_eq!(compiled.values_of("type"), values, "{filter}");
+        }
+    }
+
+    #[test]
+    fn a_gate_comes_before_everything_that_can_fail() {
+        let on = |property: &str, operator: &str, value: Json| {
+            json!({"type": "boolean_expression", "operator": operator, "property_value": value,
+                "expression": {"type": "property_name", "property_name": property}})
+        };
+        let and = |filters: [Json; 2]| json!({"type": "and", "filters": filters});
+        let typed = on("type", "eq", json!("a"));
+        for (filter, gate) in [
+            (on("group", "eq", json!("g")), Some(("group", vec!["g"]))),
+            (and([typed.clone(), on("group", "in", json!(["g", "h"]))]), Some(("group", vec!["g", "h"]))),
+            (typed.clone(), None),
+            (and([on("x", "in_multi", json!("y")), on("group", "eq", json!("g"))]), None),
+            (on("group", "eq", json!(5)), None),
+            (on("group", "eq", json!(null)), None),
+            (json!({"type": "not", "filter": on("group", "eq", json!("g"))}), None),
+        ] {
+            let mut compiler = Compiler::new(Named::default());
+            let compiled = compile(&filter, "", &mut compiler);
+            let gate = gate.map(|(property, texts)| {
+                (property.to_owned(), texts.into_iter().map(str::to_owned).collect::<Vec<_>>())
+            });
+            assert_eq!(compiled.gate(Some("type")), gate, "{filter}");
         }
     }
 

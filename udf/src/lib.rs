@@ -26,7 +26,7 @@ pub mod transform;
 pub mod value;
 
 pub use context::{Context, NothingRelated, Related, Relation};
-pub use data_source::DataSource;
+pub use data_source::{DataSource, Gate};
 pub use error::{EvalError, SpecErrors, SpecProblem};
 pub use spec::Named;
 pub use value::Value;

@@ -70,7 +70,6 @@ fn documents<'s>(arriving: Stream<'s, Arrival>, state: &State) -> (Stream<'s, Ch
                                     let (document, version) = (key.clone(), version.clone());
                                     session.give(Err(Related { relation, document, version }));
                                 }
-                                let before = before.and_then(|version| version.subtype);
                                 session.give(Ok(Changed { key, reach: Reach::Every { before } }));
                             }
                         }

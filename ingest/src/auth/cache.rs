@@ -56,12 +56,14 @@ impl VerifiedCache {
     /// The key of credentials in a domain.
     pub(super) fn key(&self, domain: &DomainId, credentials: &Credentials) -> Key {
         let (kind, name, secret) = match credentials {
-            Credentials::Password { username, password } => (0_u8, username, &password.0),
-            Credentials::ApiKey { username, key } => (1, username, &key.0),
+            Credentials::Password { username, password } => (0_u8, username.as_str(), &password.0),
+            Credentials::ApiKey { username, key } => (1, username.as_str(), &key.0),
+            Credentials::Token(token) => (2, "", &token.0),
+            Credentials::Digest(answer) => (3, answer.nonce.as_str(), &answer.response.0),
         };
         let mut hash = Sha256::new_with_prefix(self.secret);
         hash.update([kind]);
-        for part in [domain.as_str(), name, secret] {
+        for part in [domain.as_str(), name, secret.as_str()] {
             hash.update(part.len().to_le_bytes());
             hash.update(part.as_bytes());
         }

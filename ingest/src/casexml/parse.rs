@@ -200,7 +200,7 @@ fn read_index(case_id: &CaseId, identifier: &str, index: &Value) -> Result<Index
 
 fn read_attachment(name: &str, attachment: &Value) -> AttachmentChange {
     let attribute = |key| last(attachment).get(key).map(|value| text(value).to_owned());
-    AttachmentChange { name: name.to_owned(), src: attribute("@src"), from: attribute("@from") }
+    AttachmentChange { name: name.to_owned(), src: attribute("@src"), from: attribute("@from"), file: None }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// The items of a list, or the value itself.
-pub(super) fn items(value: &Value) -> &[Value] {
+pub(crate) fn items(value: &Value) -> &[Value] {
     match value {
         Value::Array(list) => list,
         single => std::slice::from_ref(single),
@@ -11,7 +11,7 @@ pub(super) fn items(value: &Value) -> &[Value] {
 }
 
 /// The last of the elements.
-pub(super) fn last(value: &Value) -> &Value {
+pub(crate) fn last(value: &Value) -> &Value {
     match value {
         Value::Array(list) => list.last().unwrap_or(&Value::Null),
         single => single,
@@ -19,7 +19,7 @@ pub(super) fn last(value: &Value) -> &Value {
 }
 
 /// The text of the last of the elements, whether or not it has attributes.
-pub(super) fn text(value: &Value) -> &str {
+pub(crate) fn text(value: &Value) -> &str {
     match last(value) {
         Value::String(text) => text,
         Value::Object(members) => members.get("#text").and_then(Value::as_str).unwrap_or_default(),
@@ -29,7 +29,7 @@ pub(super) fn text(value: &Value) -> &str {
 
 /// The child elements of all elements of a name, in document order as far as JSON keeps it. Elements that hold only text
 /// have none.
-pub(super) fn children(element: Option<&Value>) -> impl Iterator<Item = (&String, &Value)> {
+pub(crate) fn children(element: Option<&Value>) -> impl Iterator<Item = (&String, &Value)> {
     let elements = element.map(items).unwrap_or_default();
     elements.iter().filter_map(Value::as_object).flat_map(Map::iter).filter(|(name, _)| !name.starts_with(['@', '#']))
 }

@@ -38,6 +38,9 @@ const REQUEST: Duration = Duration::from_secs(20);
 /// Name that the source system gives its database of mobile workers in change metadata.
 const WORKER_DATABASE: &str = "commcarehq__users";
 
+/// Name that the source system gives its ledger values in change metadata; their topic is called otherwise.
+const LEDGER_SOURCE: &str = "ledger-v2";
+
 /// Document types that are not announced: the superseded version of an edited form (forms-and-cases.md §14).
 const UNANNOUNCED: &str = "XFormDeprecated";
 
@@ -137,6 +140,7 @@ impl<'a> ChangeMeta<'a> {
         }
         let (data_source_type, data_source_name) = match document.kind {
             DocKind::User => ("couch", WORKER_DATABASE),
+            DocKind::Ledger => ("sql", LEDGER_SOURCE),
             _ => ("sql", feed),
         };
         let cause = record

@@ -3,7 +3,7 @@
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
+    http::{HeaderName, HeaderValue, StatusCode},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -17,7 +17,7 @@ use schemas::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{HttpState, POSITION_HEADER, both, caller, refusal};
+use super::{HttpState, POSITION_HEADER, both, caller, caller::Asked, refusal};
 use crate::definition::{Definition, DefinitionError};
 
 /// Adds the routes.
@@ -40,47 +40,41 @@ struct Target {
     id: String,
 }
 
-async fn list_sources(state: State<HttpState>, target: Path<Domain>, headers: HeaderMap) -> Response {
-    list(&state, DocKind::DataSource, &target.domain, &headers).await
+async fn list_sources(state: State<HttpState>, target: Path<Domain>, asked: Asked) -> Response {
+    list(&state, DocKind::DataSource, &target.domain, &asked).await
 }
 
-async fn list_views(state: State<HttpState>, target: Path<Domain>, headers: HeaderMap) -> Response {
-    list(&state, DocKind::AggregateView, &target.domain, &headers).await
+async fn list_views(state: State<HttpState>, target: Path<Domain>, asked: Asked) -> Response {
+    list(&state, DocKind::AggregateView, &target.domain, &asked).await
 }
 
-async fn get_source(state: State<HttpState>, target: Path<Target>, headers: HeaderMap) -> Response {
-    read(&state, DocKind::DataSource, &target, &headers).await
+async fn get_source(state: State<HttpState>, target: Path<Target>, asked: Asked) -> Response {
+    read(&state, DocKind::DataSource, &target, &asked).await
 }
 
-async fn get_view(state: State<HttpState>, target: Path<Target>, headers: HeaderMap) -> Response {
-    read(&state, DocKind::AggregateView, &target, &headers).await
+async fn get_view(state: State<HttpState>, target: Path<Target>, asked: Asked) -> Response {
+    read(&state, DocKind::AggregateView, &target, &asked).await
 }
 
-async fn put_source(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
-    write(&state, DocKind::DataSource, &target, &headers, Some(&body)).await
+async fn put_source(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
+    write(&state, DocKind::DataSource, &target, &asked, Some(&body)).await
 }
 
-async fn put_view(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
-    write(&state, DocKind::AggregateView, &target, &headers, Some(&body)).await
+async fn put_view(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
+    write(&state, DocKind::AggregateView, &target, &asked, Some(&body)).await
 }
 
-async fn delete_source(state: State<HttpState>, target: Path<Target>, headers: HeaderMap) -> Response {
-    write(&state, DocKind::DataSource, &target, &headers, None).await
+async fn delete_source(state: State<HttpState>, target: Path<Target>, asked: Asked) -> Response {
+    write(&state, DocKind::DataSource, &target, &asked, None).await
 }
 
-async fn delete_view(state: State<HttpState>, target: Path<Target>, headers: HeaderMap) -> Response {
-    write(&state, DocKind::AggregateView, &target, &headers, None).await
+async fn delete_view(state: State<HttpState>, target: Path<Target>, asked: Asked) -> Response {
+    write(&state, DocKind::AggregateView, &target, &asked, None).await
 }
 
 /// Puts `body`, or deletes without one.
-async fn write(
-    state: &HttpState,
-    kind: DocKind,
-    target: &Target,
-    headers: &HeaderMap,
-    body: Option<&Bytes>,
-) -> Response {
-    let domain = match caller::authorized(state, &target.domain, headers, Permission::EditReports).await {
+async fn write(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked, body: Option<&Bytes>) -> Response {
+    let domain = match caller::authorized(state, &target.domain, asked, Permission::EditReports).await {
         Ok((domain, _, _)) => domain,
         Err(response) => return response,
     };
@@ -127,8 +121,8 @@ fn shown(state: &HttpState, domain: &DomainId, kind: DocKind, definition: &Defin
     json!({"id": definition.id, "definition": definition.document, "status": status})
 }
 
-async fn list(state: &HttpState, kind: DocKind, domain: &str, headers: &HeaderMap) -> Response {
-    let domain = match caller::authorized(state, domain, headers, Permission::EditReports).await {
+async fn list(state: &HttpState, kind: DocKind, domain: &str, asked: &Asked) -> Response {
+    let domain = match caller::authorized(state, domain, asked, Permission::EditReports).await {
         Ok((domain, _, _)) => domain,
         Err(response) => return response,
     };
@@ -142,8 +136,8 @@ async fn list(state: &HttpState, kind: DocKind, domain: &str, headers: &HeaderMa
     }
 }
 
-async fn read(state: &HttpState, kind: DocKind, target: &Target, headers: &HeaderMap) -> Response {
-    let domain = match caller::authorized(state, &target.domain, headers, Permission::EditReports).await {
+async fn read(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked) -> Response {
+    let domain = match caller::authorized(state, &target.domain, asked, Permission::EditReports).await {
         Ok((domain, _, _)) => domain,
         Err(response) => return response,
     };

@@ -8,7 +8,7 @@ use std::pin::pin;
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::post,
 };
@@ -24,7 +24,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{HttpState, POSITION_HEADER, both, caller, refusal};
+use super::{HttpState, POSITION_HEADER, both, caller, caller::Asked, refusal};
 use crate::{
     auth::password,
     error::WriteError,
@@ -55,28 +55,28 @@ struct Target {
     id: Option<String>,
 }
 
-async fn create_user(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
-    one(&state, DocKind::User, Presence::New, &target, &headers, &body).await
+async fn create_user(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
+    one(&state, DocKind::User, Presence::New, &target, &asked, &body).await
 }
 
-async fn update_user(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
-    one(&state, DocKind::User, Presence::Existing, &target, &headers, &body).await
+async fn update_user(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
+    one(&state, DocKind::User, Presence::Existing, &target, &asked, &body).await
 }
 
-async fn create_location(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
-    one(&state, DocKind::Location, Presence::New, &target, &headers, &body).await
+async fn create_location(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
+    one(&state, DocKind::Location, Presence::New, &target, &asked, &body).await
 }
 
-async fn update_location(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
-    one(&state, DocKind::Location, Presence::Existing, &target, &headers, &body).await
+async fn update_location(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
+    one(&state, DocKind::Location, Presence::Existing, &target, &asked, &body).await
 }
 
-async fn import_users(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
-    import(&state, DocKind::User, &target, &headers, &body).await
+async fn import_users(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
+    import(&state, DocKind::User, &target, &asked, &body).await
 }
 
-async fn import_locations(state: State<HttpState>, target: Path<Target>, headers: HeaderMap, body: Bytes) -> Response {
-    import(&state, DocKind::Location, &target, &headers, &body).await
+async fn import_locations(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
+    import(&state, DocKind::Location, &target, &asked, &body).await
 }
 
 async fn one(
@@ -84,16 +84,16 @@ async fn one(
     kind: DocKind,
     presence: Presence,
     target: &Target,
-    headers: &HeaderMap,
+    asked: &Asked,
     body: &Bytes,
 ) -> Response {
-    let (domain, settings) = match caller::authorized(state, &target.domain, headers, Permission::EditUsers).await {
+    let (domain, settings) = match caller::authorized(state, &target.domain, asked, Permission::EditUsers).await {
         Ok((domain, settings, _)) => (domain, settings),
         Err(response) => return response,
     };
     let result = async {
         let fields = object(body)?;
-        let change = change(kind, presence, target.id.as_deref(), fields).await?;
+        let change = change(kind, presence, target.id.as_deref(), fields, state.ingest.config.digest).await?;
         let id = change.id.clone();
         let receipt = write(state, &domain, settings, vec![change]).await?;
         let written = receipt.results.into_iter().next().unwrap_or(Err(WriteError::Internal))?;
@@ -137,6 +137,7 @@ async fn change(
     presence: Presence,
     id: Option<&str>,
     fields: Map<String, Value>,
+    keeps_digest: bool,
 ) -> Result<DirectoryChange, WriteError> {
     let named = ["_id", "id", "location_id", "user_id"];
     // A user's location_id says where they work.
@@ -156,7 +157,7 @@ async fn change(
         None | Some(Value::Null) => None,
         Some(_) => return Err(WriteError::Invalid("field `password` must be a text that is not empty".to_owned())),
     };
-    Ok(DirectoryChange { kind, id, action: Action::Merge { fields, presence }, password_hash })
+    Ok(DirectoryChange { kind, id, action: Action::Merge { fields, presence }, password_hash, keeps_digest })
 }
 
 /// Stores changes; accounts that they may concern have to sign in again.
@@ -200,8 +201,8 @@ fn rows(body: &[u8]) -> Result<Vec<ImportRow>, WriteError> {
     Ok(rows)
 }
 
-async fn import(state: &HttpState, kind: DocKind, target: &Target, headers: &HeaderMap, body: &Bytes) -> Response {
-    let (domain, settings) = match caller::authorized(state, &target.domain, headers, Permission::EditUsers).await {
+async fn import(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked, body: &Bytes) -> Response {
+    let (domain, settings) = match caller::authorized(state, &target.domain, asked, Permission::EditUsers).await {
         Ok((domain, settings, _)) => (domain, settings),
         Err(response) => return response,
     };
@@ -209,6 +210,7 @@ async fn import(state: &HttpState, kind: DocKind, target: &Target, headers: &Hea
         Ok(rows) => rows,
         Err(error) => return refusal::json_error(&error),
     };
+    let keeps_digest = state.ingest.config.digest;
     let mut report = Report::default();
     let mut chunk = Vec::new();
     // Passwords are hashed on other threads; a few at a time keep those busy.
@@ -216,7 +218,7 @@ async fn import(state: &HttpState, kind: DocKind, target: &Target, headers: &Hea
         futures::stream::iter((1..).zip(rows))
             .map(|(number, row)| async move {
                 match row {
-                    Ok(fields) => (number, change(kind, Presence::Any, None, fields).await),
+                    Ok(fields) => (number, change(kind, Presence::Any, None, fields, keeps_digest).await),
                     Err(error) => (number, Err(error)),
                 }
             })
@@ -332,11 +334,12 @@ mod tests {
     #[tokio::test]
     async fn a_users_place_is_not_their_id() {
         let fields = |value: Value| value.as_object().unwrap().clone();
-        let user = change(DocKind::User, Presence::Any, None, fields(json!({"_id": "u", "location_id": "l"}))).await;
+        let user =
+            change(DocKind::User, Presence::Any, None, fields(json!({"_id": "u", "location_id": "l"})), true).await;
         assert_eq!(user.unwrap().id.as_str(), "u");
-        let place = change(DocKind::Location, Presence::Any, None, fields(json!({"location_id": "l"}))).await;
+        let place = change(DocKind::Location, Presence::Any, None, fields(json!({"location_id": "l"})), true).await;
         assert_eq!(place.unwrap().id.as_str(), "l");
-        let missing = change(DocKind::User, Presence::Existing, None, fields(json!({"location_id": "l"}))).await;
+        let missing = change(DocKind::User, Presence::Existing, None, fields(json!({"location_id": "l"})), true).await;
         assert!(missing.is_err());
     }
 }

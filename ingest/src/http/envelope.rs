@@ -40,9 +40,14 @@ fn answer(status: StatusCode, nature: &str, message: &str) -> Response {
     response
 }
 
-/// The form was accepted, and nothing was stored (device logs).
-pub(super) fn dropped() -> Response {
+/// What was sent was accepted.
+pub(super) fn accepted() -> Response {
     answer(StatusCode::CREATED, "submit_success", SUCCESS)
+}
+
+/// A demo's form was accepted and is not going to be stored.
+pub(super) fn ignored() -> Response {
+    answer(StatusCode::CREATED, "submit_success", "The form was ignored: it is not of the demo user.")
 }
 
 /// The request cannot be a form, and nothing was stored.
@@ -53,7 +58,7 @@ pub(super) fn unacceptable(problem: &str) -> Response {
 /// The answer to a stored form.
 pub(super) fn stored(receipt: &Receipt, version: Version) -> Response {
     let mut response = match (&receipt.outcome, version) {
-        (Outcome::Normal | Outcome::Edited, _) | (Outcome::Duplicate { .. }, Version::Three) => dropped(),
+        (Outcome::Normal | Outcome::Edited, _) | (Outcome::Duplicate { .. }, Version::Three) => accepted(),
         (Outcome::Duplicate { problem } | Outcome::Failed { problem, known: true }, Version::Two) => {
             answer(StatusCode::CREATED, "submit_error", problem)
         }

@@ -1,9 +1,9 @@
 //! The submission endpoints that devices post to (forms-and-cases.md §1-§5).
 //!
 //! In: a POST, raw or multipart, gzipped or not. Out: an OpenRosa answer once the form is durable.
-//! Device logs are accepted and dropped (§12.7 allows a deployment to). Not offered: demo mode (`submit_mode=demo` and the
-//! rules of §2.1), digest and token authentication; such requests are challenged like any without credentials.
+//! Device logs are stored beside the forms (§12.7).
 
+mod admission;
 mod request;
 
 use std::net::SocketAddr;
@@ -19,24 +19,27 @@ use bytes::Bytes;
 use md5::{Digest, Md5};
 use schemas::{
     id::{DomainId, FormId},
-    port::{Permission, Principal},
+    port::Permission,
     time::parse_micros,
 };
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{
-    HttpState, both, caller,
+    HttpState, both,
+    caller::Asked,
     envelope::{self, Version},
 };
 use crate::{
     config::IngestConfig,
+    devicelog,
     error::WriteError,
     store::compress,
-    submit::{Attachment, Content, Envelope, Submission},
+    submit::{Attachment, Content, Envelope, Purpose, Rules, Submission},
     xform::{self, ParseError, ParseLimits, ParsedForm},
 };
+use admission::{Admission, Options};
 use request::File;
 
 /// Bodies above this are parsed away from the threads that serve requests.
@@ -47,7 +50,7 @@ pub(super) fn routes(router: Router<HttpState>) -> Router<HttpState> {
     let router = both(router, "/a/{domain}/receiver", post(open));
     let router = both(router, "/a/{domain}/receiver/submission", post(open));
     let router = both(router, "/a/{domain}/receiver/secure", post(secure));
-    let router = both(router, "/a/{domain}/receiver/api", post(secure));
+    let router = both(router, "/a/{domain}/receiver/api", post(api));
     let router = both(router, "/a/{domain}/receiver/secure/{app_id}", post(secure));
     both(router, "/a/{domain}/receiver/{app_id}", post(open))
 }
@@ -58,16 +61,15 @@ struct Target {
     app_id: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
-struct Options {
-    authtype: Option<String>,
-}
-
-/// Whether credentials are demanded whatever the domain's setting.
+/// The kinds of address a form can be posted to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Door {
+    /// Credentials are demanded if the domain's settings say so.
     Open,
+    /// Always.
     Secure,
+    /// Always, with the permission to edit data; never tagged with an app.
+    Api,
 }
 
 async fn open(state: State<HttpState>, target: Path<Target>, options: Query<Options>, request: Request) -> Response {
@@ -76,6 +78,10 @@ async fn open(state: State<HttpState>, target: Path<Target>, options: Query<Opti
 
 async fn secure(state: State<HttpState>, target: Path<Target>, options: Query<Options>, request: Request) -> Response {
     receive(state.0, Door::Secure, target.0, options.0, request).await.unwrap_or_else(|response| *response)
+}
+
+async fn api(state: State<HttpState>, target: Path<Target>, options: Query<Options>, request: Request) -> Response {
+    receive(state.0, Door::Api, target.0, options.0, request).await.unwrap_or_else(|response| *response)
 }
 
 /// A refusal, ready to send.
@@ -99,25 +105,29 @@ async fn receive(
     let settings =
         state.ingest.domains.find(&domain).await.map_err(|error| Box::new(envelope::refused(&error.into())))?;
     let settings = settings.ok_or_else(unknown)?;
-    if let Some(kind) = &options.authtype
-        && !["basic", "digest", "noauth", "api_key", "oauth2"].contains(&kind.as_str())
-    {
-        let text = "authtype must be one of: basic, digest, noauth, api_key, oauth2";
-        return Err(refuse(StatusCode::BAD_REQUEST, text));
-    }
-    let caller = if door == Door::Secure || settings.secure_submissions {
-        Some(caller::principal(&state, &domain, request.headers(), Permission::Submit).await.map_err(Box::new)?)
-    } else {
-        None
-    };
+    let permission = if door == Door::Api { Permission::EditData } else { Permission::Submit };
+    let demanded = door != Door::Open || settings.secure_submissions;
+    let asked = Asked::of(&request);
+    let admission = Admission::of(&state, &domain, demanded, &options, &asked, permission).await?;
     let headers = request.headers().clone();
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_string());
     let parts = request::read(request, &state.ingest.config).await?;
 
     let version = version(&headers);
     let read = read(parts.form, &state.ingest.config).await?;
+    if let Ok(form) = &read.parsed {
+        if options.is_demo() && !form.is_device_log && !admission::is_demo_user(form) {
+            return Ok(envelope::ignored());
+        }
+        if matches!(admission, Admission::Waived)
+            && !options.is_demo()
+            && !admission::demo_may(&state, &domain, form).await?
+        {
+            return Err(refuse(StatusCode::FORBIDDEN, "Bad auth"));
+        }
+    }
     let content = match read.parsed {
-        Ok(form) if form.is_device_log => return Ok(envelope::dropped()),
+        Ok(form) if form.is_device_log => return device_log(&state, &domain, &form, received_on).await,
         Ok(form) => Content::Form(form),
         Err(ParseError::TooLarge { .. }) => return Err(too_large(&state.ingest.config)),
         Err(error) => Content::Broken { id: random_form_id()?, problem: error.to_string() },
@@ -125,12 +135,12 @@ async fn receive(
     let envelope = Envelope {
         app_id: target.app_id,
         received_on: submit_time(&headers, &state.ingest.config).unwrap_or(received_on),
-        auth_context: auth_context(&domain, caller.as_ref()),
+        auth_context: admission.context(&domain),
         openrosa_headers: openrosa_headers(&headers),
         last_sync_token: text_header(&headers, "x-commcarehq-lastsynctoken"),
         date_header: date_header(&headers),
         submit_ip: address,
-        author: caller.map(|caller| caller.user_id.as_str().to_owned()),
+        author: admission.caller().map(|caller| caller.user_id.as_str().to_owned()),
     };
     let attachments = attachments(&state, &domain, parts.files).await?;
     let submission = Submission {
@@ -141,11 +151,65 @@ async fn receive(
         xml_zstd: read.zstd,
         envelope,
         attachments,
+        rules: settings.rules,
+        purpose: Purpose::Store,
     };
     match state.ingest.lanes.submit(settings.lane, submission).await {
         Ok(receipt) => Ok(envelope::stored(&receipt, version)),
         Err(error) => Ok(envelope::refused(&error)),
     }
+}
+
+/// Stores what a phone logged about itself.
+async fn device_log(
+    state: &HttpState,
+    domain: &DomainId,
+    form: &ParsedForm,
+    received_on: i64,
+) -> Result<Response, Refusal> {
+    let entries = devicelog::entries(&form.json);
+    let stored = async {
+        let client = state.ingest.pool.get().await?;
+        devicelog::store(&client, domain, &form.form_id, received_on, &entries).await
+    };
+    stored.await.map_err(|error| Box::new(envelope::refused(&error.into())))?;
+    Ok(envelope::accepted())
+}
+
+/// The submission of a stored form, to be applied again as it was received.
+///
+/// # Errors
+/// [`WriteError`] if the bytes are no form, or not the one that is stored under `id`.
+pub(super) async fn again(
+    state: &HttpState,
+    domain: &DomainId,
+    rules: Rules,
+    id: &FormId,
+    bytes: Bytes,
+) -> Result<Submission, WriteError> {
+    let read = read(bytes, &state.ingest.config).await.map_err(|_| WriteError::Internal)?;
+    let no_form = || WriteError::Conflict(format!("{id} is not an error form that could be processed again"));
+    let form = read.parsed.ok().filter(|form| form.form_id == *id).ok_or_else(no_form)?;
+    Ok(Submission {
+        domain: domain.clone(),
+        content: Content::Form(form),
+        xml_md5: read.md5,
+        xml_key: Uuid::new_v4(),
+        xml_zstd: read.zstd,
+        envelope: Envelope {
+            app_id: None,
+            received_on: state.ingest.clock.now_micros(),
+            auth_context: Value::Null,
+            openrosa_headers: Value::Null,
+            last_sync_token: None,
+            date_header: None,
+            submit_ip: None,
+            author: None,
+        },
+        attachments: Vec::new(),
+        rules,
+        purpose: Purpose::Reprocess,
+    })
 }
 
 fn too_large(config: &IngestConfig) -> Refusal {
@@ -247,15 +311,6 @@ fn openrosa_headers(headers: &HeaderMap) -> Value {
     let values =
         kept.into_iter().filter_map(|(name, kept)| Some((kept.to_owned(), text_header(headers, name)?.into())));
     Value::Object(values.collect::<Map<_, _>>())
-}
-
-fn auth_context(domain: &DomainId, caller: Option<&Principal>) -> Value {
-    json!({
-        "doc_type": "AuthContext",
-        "domain": domain,
-        "user_id": caller.map(|caller| caller.user_id.as_str()),
-        "authenticated": caller.is_some(),
-    })
 }
 
 #[cfg(test)]

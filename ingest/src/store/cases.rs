@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use schemas::id::{CaseId, DomainId, FormId};
 use serde::de::DeserializeOwned;
-use tokio_postgres::{Client, Row, Statement, types::ToSql};
+use tokio_postgres::{
+    Client, Row, Statement,
+    types::{ToSql, Type},
+};
 
 use crate::{
     casexml::Relationship,
@@ -20,7 +23,8 @@ use crate::{
 macro_rules! case_columns {
     () => {
         "id, domain, type, name, owner_id, external_id, location_id, opened_on, opened_by, modified_on, modified_by, \
-         server_modified_on, closed, closed_on, closed_by, deleted, deleted_on, deletion_id, properties, xform_ids, stamp"
+         server_modified_on, closed, closed_on, closed_by, deleted, deleted_on, deletion_id, properties, xform_ids, stamp, \
+         attachments"
     };
 }
 pub(crate) use case_columns;
@@ -35,6 +39,16 @@ pub(crate) const SELECT_INDICES: &str = "SELECT case_id, identifier, referenced_
 /// Domains of the cases `$1` and of those that the cases `$2` refer to.
 pub(crate) const SELECT_TARGETS: &str = "SELECT id, domain FROM cases WHERE id = ANY($1) \
      UNION SELECT c.id, c.domain FROM case_indices i JOIN cases c ON c.id = i.referenced_id WHERE i.case_id = ANY($2)";
+
+/// Other cases that refer to the case `$1`.
+pub(crate) const SELECT_REFERRING: &str =
+    "SELECT case_id FROM case_indices WHERE referenced_id = $1 AND case_id <> $1 ORDER BY case_id LIMIT 3";
+
+/// Open extensions of the cases `$1`, of the closed ones among the cases `$2`, and of those extensions in turn.
+pub(crate) const SELECT_EXTENSIONS: &str = "WITH RECURSIVE chain (id) AS (\
+     (SELECT unnest($1::text[]) UNION SELECT id FROM cases WHERE id = ANY($2) AND closed) \
+     UNION SELECT i.case_id FROM chain JOIN case_indices i ON i.referenced_id = chain.id AND i.relationship = 'extension' \
+     JOIN cases c ON c.id = i.case_id AND NOT c.closed AND NOT c.deleted) SELECT id FROM chain";
 
 /// Transactions of cases with the state of their forms, in the order they were written.
 pub(crate) const SELECT_TRANSACTIONS: &str = "SELECT t.case_id, t.form_id, t.type, t.server_date, t.client_date, t.sync_log_id, t.revoked, f.state, t.blocks \
@@ -79,6 +93,7 @@ pub(crate) fn case(row: &Row) -> Result<CaseState, DatabaseError> {
         deletion_id: row.try_get(17)?,
         properties: json(row.try_get(18)?)?,
         xform_ids: json(row.try_get(19)?)?,
+        attachments: json(row.try_get(21)?)?,
         ..CaseState::new(id, domain)
     })
 }
@@ -155,6 +170,24 @@ impl Read {
         let rows = client.query(&self.targets, &[&ids, &referring]).await?;
         rows.iter().map(|row| Ok((case_id(row, 0)?, DomainId::new(row.try_get(1)?).map_err(damaged)?))).collect()
     }
+}
+
+/// Ids of a domain's cases behind `after`, in order.
+///
+/// # Errors
+/// [`DatabaseError`].
+pub(crate) async fn ids(
+    client: &Client,
+    domain: &DomainId,
+    after: Option<&CaseId>,
+    limit: u32,
+) -> Result<Vec<CaseId>, DatabaseError> {
+    let sql = "SELECT id FROM cases WHERE domain = $1 AND id > $2 ORDER BY id LIMIT $3";
+    let after = after.map_or("", CaseId::as_str);
+    let rows = client
+        .query_typed(sql, &[(&domain.as_str(), Type::TEXT), (&after, Type::TEXT), (&i64::from(limit), Type::INT8)])
+        .await?;
+    rows.iter().map(|row| case_id(row, 0)).collect()
 }
 
 /// The case and transaction of a row of [`SELECT_TRANSACTIONS`].

@@ -13,7 +13,7 @@ pub(crate) const fn select(kind: DocKind) -> Option<&'static str> {
         DocKind::AggregateView => {
             Some("SELECT id, document FROM definitions WHERE domain = $1 AND id = ANY($2) AND kind = 'aggregate_view'")
         }
-        DocKind::Form | DocKind::Case => None,
+        DocKind::Form | DocKind::Case | DocKind::Ledger => None,
     }
 }
 
@@ -47,7 +47,7 @@ pub(crate) const fn upsert(kind: DocKind) -> Option<&'static str> {
              FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS u(domain, id, document, stamp) \
              ON CONFLICT (domain, kind, id) DO UPDATE SET document = excluded.document, stamp = excluded.stamp",
         ),
-        DocKind::Form | DocKind::Case => None,
+        DocKind::Form | DocKind::Case | DocKind::Ledger => None,
     }
 }
 
@@ -70,16 +70,18 @@ pub(crate) const fn delete(kind: DocKind) -> Option<&'static str> {
             "DELETE FROM definitions t USING unnest($1::text[], $2::text[]) AS u(domain, id) \
              WHERE t.domain = u.domain AND t.id = u.id AND t.kind = 'aggregate_view'",
         ),
-        DocKind::Form | DocKind::Case => None,
+        DocKind::Form | DocKind::Case | DocKind::Ledger => None,
     }
 }
 
-/// Writes accounts of mobile workers; the columns are ids, names, password hashes (null keeps the present one) and
-/// whether they may sign in.
-pub(crate) const UPSERT_ACCOUNTS: &str = "INSERT INTO accounts (id, username, password_hash, is_active) \
-     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[]) \
+/// Writes accounts of mobile workers; the columns are ids, names, password hashes (null keeps the present one), whether they
+/// may sign in, and digest hashes, which hold for one name and one password.
+pub(crate) const UPSERT_ACCOUNTS: &str = "INSERT INTO accounts (id, username, password_hash, is_active, digest_hash) \
+     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::text[]) \
      ON CONFLICT (id) DO UPDATE SET username = excluded.username, is_active = excluded.is_active, \
-     password_hash = coalesce(excluded.password_hash, accounts.password_hash)";
+     password_hash = coalesce(excluded.password_hash, accounts.password_hash), \
+     digest_hash = CASE WHEN excluded.password_hash IS NOT NULL THEN excluded.digest_hash \
+     WHEN accounts.username = excluded.username THEN accounts.digest_hash END";
 
 /// Makes mobile workers members of their domain; the columns are ids and domains.
 pub(crate) const INSERT_MEMBERSHIPS: &str = "INSERT INTO memberships (account_id, domain, permissions) \

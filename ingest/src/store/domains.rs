@@ -1,9 +1,10 @@
 //! Domains: their lane and settings.
 
 use schemas::{id::DomainId, position::LaneId};
+use serde::Deserialize;
 use tokio_postgres::{Client, types::Type};
 
-use crate::error::DatabaseError;
+use crate::{error::DatabaseError, submit::Rules};
 
 /// What every request to a domain needs to know of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +13,45 @@ pub(crate) struct Domain {
     pub lane: LaneId,
     /// True if every submission has to be authenticated.
     pub secure_submissions: bool,
+    /// What forms may do there.
+    pub rules: Rules,
+}
+
+/// CommCare's names of the settings that [`Rules`] holds.
+pub(crate) const FLAGS: [&str; 2] = [CLOSE_EXTENSIONS, CASE_ATTACHMENTS];
+const CLOSE_EXTENSIONS: &str = "EXTENSION_CASES_SYNC_ENABLED";
+const CASE_ATTACHMENTS: &str = "MM_CASE_PROPERTIES";
+
+impl Rules {
+    fn of_flags(flags: &[&str]) -> Self {
+        Self {
+            close_extensions: flags.contains(&CLOSE_EXTENSIONS),
+            case_attachments: flags.contains(&CASE_ATTACHMENTS),
+        }
+    }
+
+    /// Names of the settings that are on.
+    pub(crate) fn flags(self) -> Vec<&'static str> {
+        let all = [(self.close_extensions, CLOSE_EXTENSIONS), (self.case_attachments, CASE_ATTACHMENTS)];
+        all.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect()
+    }
+}
+
+/// What a domain's settings become; `None` leaves one as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// True if every submission has to be authenticated.
+    pub secure_submissions: Option<bool>,
+    /// Names out of [`FLAGS`], all that are on.
+    pub flags: Option<Vec<String>>,
+}
+
+impl Settings {
+    /// The first flag that is not known, if there is one.
+    pub(crate) fn unknown_flag(&self) -> Option<&str> {
+        self.flags.iter().flatten().map(String::as_str).find(|flag| !FLAGS.contains(flag))
+    }
 }
 
 /// Reads a domain.
@@ -21,12 +61,15 @@ pub(crate) struct Domain {
 pub(crate) async fn find(client: &Client, name: &DomainId) -> Result<Option<Domain>, DatabaseError> {
     let row = client
         .query_typed_opt(
-            "SELECT lane, secure_submissions FROM domains WHERE name = $1",
+            "SELECT lane, secure_submissions, flags FROM domains WHERE name = $1",
             &[(&name.as_str(), Type::TEXT)],
         )
         .await?;
-    let domain =
-        row.map(|row| Ok(Domain { lane: LaneId::from_i32(row.try_get(0)?), secure_submissions: row.try_get(1)? }));
+    let domain = row.map(|row| {
+        let flags: Vec<&str> = row.try_get(2)?;
+        let lane = LaneId::from_i32(row.try_get(0)?);
+        Ok(Domain { lane, secure_submissions: row.try_get(1)?, rules: Rules::of_flags(&flags) })
+    });
     domain.transpose()
 }
 
@@ -44,19 +87,20 @@ pub(crate) async fn create(client: &Client, name: &DomainId, lane: LaneId) -> Re
     Ok(made == 1)
 }
 
-/// Sets whether every submission has to be authenticated; false if there is no such domain.
+/// Changes a domain's settings; false if there is no such domain.
 ///
 /// # Errors
 /// [`DatabaseError`].
-pub(crate) async fn set_secure_submissions(
-    client: &Client,
-    name: &DomainId,
-    secure: bool,
-) -> Result<bool, DatabaseError> {
+pub(crate) async fn change(client: &Client, name: &DomainId, settings: &Settings) -> Result<bool, DatabaseError> {
     let changed = client
         .execute_typed(
-            "UPDATE domains SET secure_submissions = $2 WHERE name = $1",
-            &[(&name.as_str(), Type::TEXT), (&secure, Type::BOOL)],
+            "UPDATE domains SET secure_submissions = coalesce($2, secure_submissions), flags = coalesce($3, flags) \
+             WHERE name = $1",
+            &[
+                (&name.as_str(), Type::TEXT),
+                (&settings.secure_submissions, Type::BOOL),
+                (&settings.flags, Type::TEXT_ARRAY),
+            ],
         )
         .await?;
     Ok(changed == 1)

@@ -2,21 +2,42 @@
 
 use schemas::id::{DomainId, FormId};
 use tokio_postgres::Row;
+use uuid::Uuid;
 
 use crate::{
     error::DatabaseError,
-    submit::{dedupe::StoredForm, document::FormState},
+    submit::{Attachment, dedupe::StoredForm, document::FormState},
 };
 
 /// Forms by id, in any domain.
-pub(crate) const SELECT: &str =
-    "SELECT id, domain, xmlns, state, xml_md5, processed, received_on, case_ids FROM forms WHERE id = ANY($1)";
+pub(crate) const SELECT: &str = "SELECT id, domain, xmlns, state, xml_md5, processed, received_on, case_ids, problem, \
+     deleted_on, deletion_id FROM forms WHERE id = ANY($1)";
+
+/// Files of forms by id.
+pub(crate) const SELECT_FILES: &str =
+    "SELECT form_id, name, key::text, content_type, content_length FROM attachments WHERE form_id = ANY($1)";
 
 /// Documents of forms by id.
 pub(crate) const SELECT_DOCUMENTS: &str = "SELECT id, document_zstd FROM forms WHERE id = ANY($1)";
 
 fn damaged(problem: impl std::fmt::Display) -> DatabaseError {
     DatabaseError::damaged("forms", problem)
+}
+
+/// The form and file of a row of [`SELECT_FILES`].
+///
+/// # Errors
+/// [`DatabaseError::Damaged`] if the row does not hold what this release writes.
+pub(crate) fn file(row: &Row) -> Result<(FormId, Attachment), DatabaseError> {
+    let length: i64 = row.try_get(4)?;
+    let file = Attachment {
+        name: row.try_get(1)?,
+        content_type: row.try_get(3)?,
+        length: usize::try_from(length).map_err(damaged)?,
+        key: Uuid::parse_str(row.try_get(2)?).map_err(damaged)?,
+        inline_zstd: None,
+    };
+    Ok((FormId::new(row.try_get(0)?).map_err(damaged)?, file))
 }
 
 /// The form of a row of [`SELECT`].
@@ -26,7 +47,7 @@ fn damaged(problem: impl std::fmt::Display) -> DatabaseError {
 pub(crate) fn stored(row: &Row) -> Result<(FormId, StoredForm), DatabaseError> {
     let id = FormId::new(row.try_get(0)?).map_err(damaged)?;
     let bits: i16 = row.try_get(3)?;
-    let (state, _deleted) =
+    let (state, deleted) =
         FormState::from_bits(i32::from(bits)).ok_or_else(|| damaged(format!("{id} has state {bits}")))?;
     let md5: &[u8] = row.try_get(4)?;
     let case_ids: &str = row.try_get(7)?;
@@ -37,6 +58,14 @@ pub(crate) fn stored(row: &Row) -> Result<(FormId, StoredForm), DatabaseError> {
         xml_md5: md5.try_into().map_err(damaged)?,
         processed: row.try_get(5)?,
         received_on: row.try_get(6)?,
+        problem: row.try_get(8)?,
+        deleted: match deleted {
+            true => Some((
+                row.try_get::<_, Option<i64>>(9)?.unwrap_or_default(),
+                row.try_get::<_, Option<String>>(10)?.unwrap_or_default(),
+            )),
+            false => None,
+        },
         case_ids: serde_json::from_str(case_ids).map_err(damaged)?,
         in_group: false,
     };

@@ -6,13 +6,18 @@
 //!
 //! Source: forms-and-cases.md §9, §10.1, §15.1.
 
-use std::{collections::BTreeMap, ops::BitOr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::BitOr,
+};
 
 use schemas::id::{CaseId, DomainId, FormId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::casexml::{CaseBlock, CaseColumns, CaseError, IndexChange, Relationship};
+use crate::casexml::{
+    AttachmentChange, CaseBlock, CaseColumns, CaseError, CaseFile, IndexChange, Relationship, ledger::LedgerChange,
+};
 
 /// Bits of a case transaction's type (§15.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -123,6 +128,8 @@ pub struct CaseState {
     pub properties: Map<String, Value>,
     /// Indices in the order they were added, removed ones included.
     pub indices: Vec<CaseIndexState>,
+    /// Files by name.
+    pub attachments: BTreeMap<String, CaseFile>,
     /// Forms that count in its state, in the order they were applied.
     pub xform_ids: Vec<String>,
 }
@@ -152,6 +159,7 @@ impl CaseState {
             location_id: None,
             properties: Map::new(),
             indices: Vec::new(),
+            attachments: BTreeMap::new(),
             xform_ids: Vec::new(),
         }
     }
@@ -197,42 +205,88 @@ pub struct CaseTouch {
     pub indices_changed: bool,
 }
 
-/// Groups a form's blocks by case, keeping their order: what the form does to each case, in case id order. An edit takes
-/// the new body's transactions from here and replays.
+/// What a form does to cases.
+#[derive(Clone, Debug, Default)]
+pub struct CaseWork {
+    /// Its case blocks, in the order in which they take effect.
+    pub blocks: Vec<CaseBlock>,
+    /// Its ledger changes, in document order.
+    pub ledgers: Vec<LedgerChange>,
+}
+
+impl From<Vec<CaseBlock>> for CaseWork {
+    fn from(blocks: Vec<CaseBlock>) -> Self {
+        Self { blocks, ledgers: Vec::new() }
+    }
+}
+
+impl CaseWork {
+    /// The ids of all cases the form is about, sorted, each once: what has to be locked and loaded before applying.
+    #[must_use]
+    pub fn case_ids(&self) -> BTreeSet<CaseId> {
+        let blocks = self.blocks.iter().map(|block| &block.case_id);
+        blocks.chain(self.ledgers.iter().map(|change| &change.key.case_id)).cloned().collect()
+    }
+}
+
+/// Groups what a form does by case, keeping the blocks' order: in case id order. An edit takes the new body's transactions
+/// from here and replays.
 #[must_use]
-pub fn group_by_case(blocks: Vec<CaseBlock>) -> Vec<CaseTouch> {
+pub fn group_by_case(work: CaseWork) -> Vec<CaseTouch> {
     let mut touches: BTreeMap<CaseId, CaseTouch> = BTreeMap::new();
-    for block in blocks {
-        let touch = touches.entry(block.case_id.clone()).or_insert_with(|| CaseTouch {
-            case_id: block.case_id.clone(),
+    fn touched<'t>(
+        touches: &'t mut BTreeMap<CaseId, CaseTouch>,
+        id: &CaseId,
+        client_date: Option<i64>,
+    ) -> &'t mut CaseTouch {
+        touches.entry(id.clone()).or_insert_with(|| CaseTouch {
+            case_id: id.clone(),
             kind: TransactionKind::FORM,
-            client_date: block.date_modified,
+            client_date,
             blocks: Vec::with_capacity(1),
             indices_changed: false,
-        });
+        })
+    }
+    for block in work.blocks {
+        let touch = touched(&mut touches, &block.case_id, block.date_modified);
         touch.kind = touch.kind | kind_of(&block);
         touch.indices_changed |= !block.indices.is_empty();
         touch.blocks.push(block);
     }
+    for change in work.ledgers {
+        let touch = touched(&mut touches, &change.key.case_id, change.date);
+        touch.kind = touch.kind | TransactionKind::LEDGER;
+    }
     touches.into_values().collect()
 }
 
-/// Applies all blocks of a form. `existing` must hold every case that the blocks name and that exists, in any domain;
-/// new cases are added to it. Returns one touch per case, in case id order.
+/// Applies what a form does to cases, but for the ledgers' values. `existing` must hold every case that the form is about
+/// and that exists, in any domain; new cases are added to it. Returns one touch per case, in case id order.
 ///
 /// # Errors
-/// [`CaseError::IllegalCaseId`] if a case belongs to another domain; `existing` is then unchanged. Whether indices point
+/// [`CaseError::IllegalCaseId`] if a case belongs to another domain, or if stock is at a case that neither exists nor is
+/// made by this form; `existing` is then unchanged. Whether indices point
 /// somewhere is a question for [`check_indices`] afterwards, so a caller that may have to take a form back keeps copies.
 pub fn apply_blocks(
     existing: &mut BTreeMap<CaseId, CaseState>,
-    blocks: Vec<CaseBlock>,
+    work: CaseWork,
     form: &FormContext<'_>,
 ) -> Result<Vec<CaseTouch>, CaseError> {
-    let foreign = |block: &CaseBlock| existing.get(&block.case_id).is_some_and(|case| case.domain != *form.domain);
-    if blocks.iter().any(foreign) {
-        return Err(CaseError::IllegalCaseId("Bad case id".to_owned()));
+    let touches = group_by_case(work);
+    for touch in &touches {
+        match existing.get(&touch.case_id) {
+            Some(case) if case.domain != *form.domain => {
+                return Err(CaseError::IllegalCaseId("Bad case id".to_owned()));
+            }
+            None if touch.blocks.is_empty() => {
+                return Err(CaseError::IllegalCaseId(format!(
+                    "a ledger block is about case '{}', which does not exist",
+                    touch.case_id
+                )));
+            }
+            _ => {}
+        }
     }
-    let touches = group_by_case(blocks);
     for touch in &touches {
         let case = existing
             .entry(touch.case_id.clone())
@@ -273,6 +327,9 @@ pub(super) fn apply_block(case: &mut CaseState, block: &CaseBlock, received_on: 
     for change in &block.indices {
         set_index(&mut case.indices, change);
     }
+    for change in &block.attachments {
+        set_attachment(&mut case.attachments, change);
+    }
     if !user.is_empty() {
         user.clone_into(&mut case.modified_by);
     }
@@ -309,6 +366,15 @@ fn set_columns(case: &mut CaseState, columns: &CaseColumns) {
         }
     }
     case.opened_on = columns.opened_on.or(case.opened_on);
+}
+
+/// An element with a file adds or replaces, one without `src` and `from` removes, one with `from` alone says nothing (§10.3).
+fn set_attachment(attachments: &mut BTreeMap<String, CaseFile>, change: &AttachmentChange) {
+    match (&change.file, &change.src, &change.from) {
+        (Some(file), _, _) => drop(attachments.insert(change.name.clone(), file.clone())),
+        (None, None, None) => drop(attachments.remove(&change.name)),
+        _ => {}
+    }
 }
 
 fn set_index(indices: &mut Vec<CaseIndexState>, change: &IndexChange) {

@@ -16,9 +16,10 @@ use tokio_postgres::types::ToSql;
 use super::{
     apply::{CaseIndexState, CaseState},
     document::FormState,
-    world::{Changes, Draft, Place, World},
+    world::{Changes, Draft, FormChange, Place, World},
 };
 use crate::{
+    casexml::ledger::LedgerKey,
     changelog::{
         lane::{self, Numbers, take_numbers},
         outbox,
@@ -63,6 +64,16 @@ const PUT_FORMS: &str = "INSERT INTO forms (id, domain, xmlns, app_id, user_id, 
      problem = excluded.problem, processed = excluded.processed, xml_md5 = excluded.xml_md5, xml_key = excluded.xml_key, \
      case_ids = excluded.case_ids, document_zstd = excluded.document_zstd, stamp = excluded.stamp";
 
+const CHANGE_FORMS: &str = "UPDATE forms f SET state = u.state, problem = u.problem, processed = u.processed, \
+     case_ids = u.case_ids, deleted_on = u.deleted_on, deletion_id = u.deletion_id, server_modified_on = u.at, \
+     document_zstd = u.document, stamp = u.stamp \
+     FROM unnest($1::text[], $2::smallint[], $3::text[], $4::boolean[], $5::text[], $6::bigint[], $7::text[], \
+     $8::bigint[], $9::bytea[], $10::bigint[]) \
+     AS u(id, state, problem, processed, case_ids, deleted_on, deletion_id, at, document, stamp) WHERE f.id = u.id";
+
+const ADD_OPERATIONS: &str = "INSERT INTO form_operations (form_id, domain, operation, user_id, at) \
+     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])";
+
 const PUT_ATTACHMENTS: &str = "INSERT INTO attachments (form_id, domain, name, key, content_type, content_length) \
      SELECT form_id, domain, name, key::uuid, content_type, content_length \
      FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[]) \
@@ -73,17 +84,17 @@ const PUT_BYTES: &str = "INSERT INTO xml_pending (key, domain, bytes_zstd, writt
 
 const PUT_CASES: &str = "INSERT INTO cases (id, domain, type, name, owner_id, external_id, location_id, opened_on, \
      opened_by, modified_on, modified_by, server_modified_on, closed, closed_on, closed_by, deleted, deleted_on, \
-     deletion_id, properties, xform_ids, stamp) \
+     deletion_id, properties, xform_ids, stamp, attachments) \
      SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], \
      $8::bigint[], $9::text[], $10::bigint[], $11::text[], $12::bigint[], $13::boolean[], $14::bigint[], $15::text[], \
-     $16::boolean[], $17::bigint[], $18::text[], $19::text[], $20::text[], $21::bigint[]) \
+     $16::boolean[], $17::bigint[], $18::text[], $19::text[], $20::text[], $21::bigint[], $22::text[]) \
      ON CONFLICT (id) DO UPDATE SET type = excluded.type, name = excluded.name, owner_id = excluded.owner_id, \
      external_id = excluded.external_id, location_id = excluded.location_id, opened_on = excluded.opened_on, \
      opened_by = excluded.opened_by, modified_on = excluded.modified_on, modified_by = excluded.modified_by, \
      server_modified_on = excluded.server_modified_on, closed = excluded.closed, closed_on = excluded.closed_on, \
      closed_by = excluded.closed_by, deleted = excluded.deleted, deleted_on = excluded.deleted_on, \
      deletion_id = excluded.deletion_id, properties = excluded.properties, xform_ids = excluded.xform_ids, \
-     stamp = excluded.stamp";
+     stamp = excluded.stamp, attachments = excluded.attachments";
 
 const CLEAR_INDICES: &str = "DELETE FROM case_indices WHERE case_id = ANY($1)";
 
@@ -103,6 +114,53 @@ const PUT_TRANSACTIONS: &str = "INSERT INTO case_transactions (case_id, domain, 
      ON CONFLICT (case_id, form_id, type) DO UPDATE SET server_date = excluded.server_date, \
      client_date = excluded.client_date, sync_log_id = excluded.sync_log_id, revoked = false, \
      details = excluded.details, blocks = excluded.blocks, written = excluded.written";
+
+const REVOKE_TRANSACTIONS: &str = "UPDATE case_transactions t SET revoked = u.revoked \
+     FROM unnest($1::text[], $2::text[], $3::boolean[]) AS u(case_id, form_id, revoked) \
+     WHERE t.case_id = u.case_id AND t.form_id = u.form_id";
+
+const PUT_LEDGERS: &str = "INSERT INTO ledger_values (case_id, section_id, entry_id, domain, balance, last_modified, \
+     last_form_id, stamp) \
+     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], \
+     $8::bigint[]) \
+     ON CONFLICT (case_id, section_id, entry_id) DO UPDATE SET balance = excluded.balance, \
+     last_modified = excluded.last_modified, last_form_id = excluded.last_form_id, stamp = excluded.stamp";
+
+const DELETE_LEDGERS: &str = "DELETE FROM ledger_values v \
+     USING unnest($1::text[], $2::text[], $3::text[]) AS u(case_id, section_id, entry_id) \
+     WHERE v.case_id = u.case_id AND v.section_id = u.section_id AND v.entry_id = u.entry_id";
+
+const CLEAR_LEDGER_ROWS: &str = "DELETE FROM ledger_transactions v \
+     USING unnest($1::text[], $2::text[], $3::text[]) AS u(case_id, section_id, entry_id) \
+     WHERE v.case_id = u.case_id AND v.section_id = u.section_id AND v.entry_id = u.entry_id";
+
+const PUT_LEDGER_ROWS: &str = "INSERT INTO ledger_transactions (case_id, section_id, entry_id, domain, form_id, type, \
+     server_date, report_date, quantity, delta, updated_balance, user_defined_type, written, number) \
+     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::bigint[], \
+     $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::text[], $13::bigint[], $14::integer[])";
+
+/// Deletes forms for good; columns are their ids. The bytes in packs stay where they are, and nothing points to them.
+const PURGE_FORMS: &[&str] = &[
+    "DELETE FROM xml_pending p USING forms f WHERE f.id = ANY($1) AND p.key = f.xml_key",
+    "DELETE FROM xml_packs p USING forms f WHERE f.id = ANY($1) AND p.key = f.xml_key",
+    "DELETE FROM xml_pending p USING attachments a WHERE a.form_id = ANY($1) AND p.key = a.key",
+    "DELETE FROM xml_packs p USING attachments a WHERE a.form_id = ANY($1) AND p.key = a.key",
+    "DELETE FROM attachments WHERE form_id = ANY($1)",
+    "DELETE FROM form_operations WHERE form_id = ANY($1)",
+    "DELETE FROM forms WHERE id = ANY($1)",
+];
+
+/// Deletes cases for good; columns are their ids.
+const PURGE_CASES: &[&str] = &[
+    "DELETE FROM ledger_transactions WHERE case_id = ANY($1)",
+    "DELETE FROM case_transactions WHERE case_id = ANY($1)",
+    "DELETE FROM case_indices WHERE case_id = ANY($1)",
+    "DELETE FROM cases WHERE id = ANY($1)",
+];
+
+const PUT_TOMBSTONES: &str = "INSERT INTO tombstones (kind, id, domain, deleted_on) \
+     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) \
+     ON CONFLICT (kind, id) DO UPDATE SET domain = excluded.domain, deleted_on = excluded.deleted_on";
 
 const PUT_RECORDS: &str = "INSERT INTO change_log (lane, sequence, stamp, domain, token, format, documents_zstd) \
      SELECT $1, sequence, stamp, domain, $2, $3, documents \
@@ -155,6 +213,9 @@ fn column<'a, R, T: ToSql + Sync + Send + 'a>(
     Box::new(rows.into_iter().map(value).collect::<Vec<T>>())
 }
 
+/// [`FormState::DELETED_BIT`] as it is stored.
+const DELETED_BIT: i16 = 64;
+
 fn state_bits(state: FormState) -> i16 {
     i16::try_from(state.bits()).unwrap_or_default()
 }
@@ -174,6 +235,8 @@ struct Prepared<'w> {
     forms: Vec<(Vec<u8>, String)>,
     /// Documents of [`Changes::moves`].
     moves: Vec<Vec<u8>>,
+    /// Documents of [`Changes::form_changes`] and the cases they touched.
+    form_changes: Vec<(Vec<u8>, String)>,
     records: Vec<Vec<u8>>,
 }
 
@@ -182,6 +245,7 @@ struct PreparedCase<'w> {
     place: Place,
     properties: String,
     xform_ids: String,
+    attachments: String,
 }
 
 impl<'w> Prepared<'w> {
@@ -190,13 +254,19 @@ impl<'w> Prepared<'w> {
         let pack = |text: &str| compress::pack(text.as_bytes()).map_err(|error| DatabaseError::damaged("forms", error));
         let changed = changes.cases.iter().filter_map(|(id, place)| Some((world.cases.get(id)?, *place)));
         let cases = changed.map(|(case, place)| {
-            Ok(PreparedCase { case, place, properties: json(&case.properties)?, xform_ids: json(&case.xform_ids)? })
+            let (properties, xform_ids) = (json(&case.properties)?, json(&case.xform_ids)?);
+            Ok(PreparedCase { case, place, properties, xform_ids, attachments: json(&case.attachments)? })
         });
         let forms = changes.forms.iter().map(|form| Ok((pack(form.document.get())?, json(&form.case_ids)?)));
         Ok(Self {
             cases: cases.collect::<Result<_, DatabaseError>>()?,
             forms: forms.collect::<Result<_, DatabaseError>>()?,
             moves: changes.moves.iter().map(|form| pack(form.document.get())).collect::<Result<_, _>>()?,
+            form_changes: changes
+                .form_changes
+                .iter()
+                .map(|change| Ok((pack(change.document.get())?, json(&change.form.case_ids)?)))
+                .collect::<Result<_, DatabaseError>>()?,
             records: drafts.iter().map(|draft| outbox::pack(&draft.documents)).collect::<Result<_, _>>()?,
         })
     }
@@ -231,7 +301,10 @@ pub(crate) async fn commit(
     let records = numbered(drafts, first);
 
     let mut rows = Vec::with_capacity(16);
+    purge_rows(&mut rows, &world.changes);
     form_rows(&mut rows, &world.changes, &prepared, ticket, first);
+    form_change_rows(&mut rows, &world.changes, &prepared, first);
+    ledger_rows(&mut rows, &world.changes, first);
     case_rows(&mut rows, world, &prepared, first);
     directory_rows(&mut rows, &world.changes, first);
     record_rows(&mut rows, &records, &prepared, ticket);
@@ -390,6 +463,7 @@ fn case_rows<'a>(rows: &mut Vec<Rows<'a>>, world: &'a World, prepared: &'a Prepa
                 column(cases, |c| c.properties.as_str()),
                 column(cases, |c| c.xform_ids.as_str()),
                 column(cases, |c| first.stamp_at(c.place)),
+                column(cases, |c| c.attachments.as_str()),
             ],
         ));
     }
@@ -416,6 +490,131 @@ fn case_rows<'a>(rows: &mut Vec<Rows<'a>>, world: &'a World, prepared: &'a Prepa
                 column(transactions, |t| first.stamp_at(t.place)),
             ],
         ));
+    }
+    let revoked = &world.changes.revoked;
+    if !revoked.is_empty() {
+        rows.push((
+            REVOKE_TRANSACTIONS,
+            vec![
+                column(revoked, |(case, _, _)| case.as_str()),
+                column(revoked, |(_, form, _)| form.as_str()),
+                column(revoked, |(_, _, revoked)| *revoked),
+            ],
+        ));
+    }
+}
+
+/// Stored forms that change under their id.
+fn form_change_rows<'a>(rows: &mut Vec<Rows<'a>>, changes: &'a Changes, prepared: &'a Prepared<'a>, first: Numbers) {
+    let changed = &changes.form_changes;
+    if changed.is_empty() {
+        return;
+    }
+    let bits =
+        |change: &FormChange| state_bits(change.form.state) | change.form.deleted.as_ref().map_or(0, |_| DELETED_BIT);
+    rows.push((
+        CHANGE_FORMS,
+        vec![
+            column(changed, |c| c.id.as_str()),
+            column(changed, bits),
+            column(changed, |c| c.form.problem.as_deref()),
+            column(changed, |c| c.form.processed),
+            column(&prepared.form_changes, |(_, case_ids)| case_ids.as_str()),
+            column(changed, |c| c.form.deleted.as_ref().map(|(on, _)| *on)),
+            column(changed, |c| c.form.deleted.as_ref().map(|(_, id)| id.as_str())),
+            column(changed, |c| c.at),
+            column(&prepared.form_changes, |(document, _)| document.as_slice()),
+            column(changed, |c| first.stamp_at(c.place)),
+        ],
+    ));
+    let done = || changed.iter().filter_map(|change| Some((change, change.operation.as_ref()?)));
+    if done().next().is_some() {
+        rows.push((
+            ADD_OPERATIONS,
+            vec![
+                column(done(), |(change, _)| change.id.as_str()),
+                column(done(), |(change, _)| change.domain.as_str()),
+                column(done(), |(_, (name, _))| *name),
+                column(done(), |(_, (_, by))| by.as_str()),
+                column(done(), |(change, _)| change.at),
+            ],
+        ));
+    }
+}
+
+/// Documents that are deleted for good.
+fn purge_rows<'a>(rows: &mut Vec<Rows<'a>>, changes: &'a Changes) {
+    let purged = &changes.purged;
+    if purged.is_empty() {
+        return;
+    }
+    let forms = || purged.iter().flat_map(|purge| purge.forms.iter().map(move |form| (purge, form)));
+    for sql in PURGE_FORMS {
+        rows.push((sql, vec![column(forms(), |(_, form)| form.as_str())]));
+    }
+    for sql in PURGE_CASES {
+        rows.push((sql, vec![column(purged, |purge| purge.case_id.as_str())]));
+    }
+    let all = || {
+        let cases = purged.iter().map(|purge| ("case", purge.case_id.as_str(), purge));
+        cases.chain(forms().map(|(purge, form)| ("form", form.as_str(), purge)))
+    };
+    rows.push((
+        PUT_TOMBSTONES,
+        vec![
+            column(all(), |(kind, _, _)| kind),
+            column(all(), |(_, id, _)| id),
+            column(all(), |(_, _, purge)| purge.domain.as_str()),
+            column(all(), |(_, _, purge)| purge.at),
+        ],
+    ));
+}
+
+fn ledger_rows<'a>(rows: &mut Vec<Rows<'a>>, changes: &'a Changes, first: Numbers) {
+    let keys = |ledgers: &[&'a LedgerKey]| -> Vec<Parameter<'a>> {
+        vec![
+            column(ledgers.to_vec(), |key| key.case_id.as_str()),
+            column(ledgers.to_vec(), |key| key.section_id.as_str()),
+            column(ledgers.to_vec(), |key| key.entry_id.as_str()),
+        ]
+    };
+    let kept: Vec<_> = changes.ledgers.iter().filter_map(|(key, w)| Some((key, w, w.value.as_ref()?))).collect();
+    if !kept.is_empty() {
+        let mut columns = keys(&kept.iter().map(|(key, _, _)| *key).collect::<Vec<_>>());
+        columns.extend([
+            column(&kept, |(_, write, _)| write.domain.as_str()),
+            column(&kept, |(_, _, value)| value.balance),
+            column(&kept, |(_, _, value)| value.last_modified),
+            column(&kept, |(_, _, value)| value.last_form_id.as_ref().map(FormId::as_str)),
+            column(&kept, |(_, write, _)| first.stamp_at(write.place)),
+        ]);
+        rows.push((PUT_LEDGERS, columns));
+    }
+    let gone: Vec<_> = changes.ledgers.iter().filter(|(_, write)| write.value.is_none()).map(|(key, _)| key).collect();
+    if !gone.is_empty() {
+        rows.push((DELETE_LEDGERS, keys(&gone)));
+    }
+    let rewritten: Vec<_> = changes.ledgers_rewritten.iter().collect();
+    if !rewritten.is_empty() {
+        rows.push((CLEAR_LEDGER_ROWS, keys(&rewritten)));
+    }
+    let written = &changes.ledger_rows;
+    if !written.is_empty() {
+        let mut columns = keys(&written.iter().map(|write| &write.row.key).collect::<Vec<_>>());
+        columns.extend([
+            column(written, |w| w.domain.as_str()),
+            column(written, |w| w.row.form_id.as_str()),
+            column(written, |w| w.row.kind.bits()),
+            column(written, |w| w.row.server_date),
+            column(written, |w| w.row.report_date),
+            column(written, |w| w.row.quantity),
+            column(written, |w| w.row.delta),
+            column(written, |w| w.row.updated_balance),
+            column(written, |w| w.row.user_defined_type.as_deref()),
+            column(written, |w| first.stamp_at(w.place)),
+            column(written, |w| w.row.number),
+        ]);
+        rows.push((PUT_LEDGER_ROWS, columns));
     }
 }
 
@@ -477,6 +676,7 @@ fn directory_rows<'a>(rows: &mut Vec<Rows<'a>>, changes: &'a Changes, first: Num
                 column(accounts.values(), |account| account.username.as_str()),
                 column(accounts.values(), |account| account.password_hash.as_deref()),
                 column(accounts.values(), |account| account.is_active),
+                column(accounts.values(), |account| account.digest_hash.as_deref()),
             ],
         ));
         let columns =

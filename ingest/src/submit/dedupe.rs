@@ -22,6 +22,10 @@ pub(crate) struct StoredForm {
     pub processed: bool,
     /// Microseconds since 1970 UTC.
     pub received_on: i64,
+    /// Why it is an error.
+    pub problem: Option<String>,
+    /// When and under which deletion it was deleted; microseconds since 1970 UTC.
+    pub deleted: Option<(i64, String)>,
     /// Cases it touched.
     pub case_ids: Vec<schemas::id::CaseId>,
     /// True if it is being stored by the same group, so that its row is not in the database yet.
@@ -106,6 +110,8 @@ mod tests {
             xml_md5: [md5; 16],
             processed,
             received_on: 0,
+            problem: None,
+            deleted: None,
             case_ids: Vec::new(),
             in_group: false,
         };

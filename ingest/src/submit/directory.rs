@@ -15,7 +15,7 @@ use super::{
     Action, DirectoryChange, DirectoryWrite, Presence, Written,
     world::{AccountWrite, DirectoryRow, Login, RecordDraft, World},
 };
-use crate::error::WriteError;
+use crate::{auth::digest::stored_hash, error::WriteError};
 
 /// What a mobile worker's name ends with when it is sent in full.
 pub(crate) const WORKER_SUFFIX: &str = ".commcarehq.org";
@@ -96,6 +96,7 @@ pub(crate) const fn doc_type(kind: DocKind) -> &'static str {
         DocKind::AggregateView => "AggregateView",
         DocKind::Form => "XFormInstance",
         DocKind::Case => "CommCareCase",
+        DocKind::Ledger => super::ledger::DOC_TYPE,
     }
 }
 
@@ -107,6 +108,7 @@ const fn noun(kind: DocKind) -> &'static str {
         DocKind::AggregateView => "view",
         DocKind::Form => "form",
         DocKind::Case => "case",
+        DocKind::Ledger => "ledger",
     }
 }
 
@@ -273,8 +275,16 @@ fn account(
     world.accounts.insert(id.to_owned(), login);
     let is_active = document.get("is_active").and_then(Value::as_bool).unwrap_or(true);
     let before = world.changes.accounts.remove(&change.id);
-    let password_hash = change.password_hash.clone().or(before.and_then(|before| before.password_hash));
-    let row = AccountWrite { domain: domain.clone(), username, password_hash, is_active };
+    let sent = match &change.action {
+        Action::Merge { fields, .. } if change.keeps_digest => fields.get("password").and_then(Value::as_str),
+        _ => None,
+    };
+    let digest_hash = sent.map(|password| stored_hash(&username, password));
+    let (password_hash, digest_hash) = match (&change.password_hash, before) {
+        (None, Some(before)) => (before.password_hash, before.digest_hash),
+        (hash, _) => (hash.clone(), digest_hash),
+    };
+    let row = AccountWrite { domain: domain.clone(), username, password_hash, digest_hash, is_active };
     world.changes.accounts.insert(change.id.clone(), row);
     Ok(())
 }
@@ -307,7 +317,8 @@ mod tests {
     fn change(kind: DocKind, id: &str, fields: Value, presence: Presence) -> DirectoryChange {
         let Value::Object(fields) = fields else { panic!("fields are an object") };
         let id = DocId::new(id).unwrap();
-        DirectoryChange { kind, id, action: Action::Merge { fields, presence }, password_hash: None }
+        let action = Action::Merge { fields, presence };
+        DirectoryChange { kind, id, action, password_hash: None, keeps_digest: false }
     }
 
     fn run(world: &mut World, changes: Vec<DirectoryChange>) -> Vec<Result<Written, WriteError>> {

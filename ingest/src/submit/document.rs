@@ -5,7 +5,7 @@
 //!
 //! Source: forms-and-cases.md §7.2, §7.3, §9.3.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use schemas::{
     id::{DomainId, FormId},
@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value, value::RawValue};
 
 use super::apply::{CaseIndexState, CaseState};
-use crate::xform::FormMeta;
+use crate::{casexml::CaseFile, xform::FormMeta};
 
 /// What became of a form. A soft-deleted form keeps its state and has [`FormState::DELETED_BIT`] set besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,6 +122,8 @@ pub struct FormRow<'a> {
     pub date_header: Option<i64>,
     /// Address it came from.
     pub submit_ip: Option<&'a str>,
+    /// What was done to it, oldest first; each as [`operation`] makes it.
+    pub history: &'a [Value],
     /// The form's JSON.
     pub form: &'a Map<String, Value>,
     /// Its metadata; absent for a submission error log.
@@ -134,6 +136,12 @@ pub struct FormRow<'a> {
 /// None in practice: every value in a row can be written as JSON.
 pub fn form_document(row: &FormRow<'_>) -> Result<Arc<RawValue>, serde_json::Error> {
     Ok(Arc::from(serde_json::value::to_raw_value(row)?))
+}
+
+/// A line of a form's history. `at` is in microseconds since 1970 UTC.
+#[must_use]
+pub fn operation(name: &str, user: &str, at: i64) -> Value {
+    serde_json::json!({"operation": name, "user": user, "date": format_micros(at)})
 }
 
 impl Serialize for FormRow<'_> {
@@ -161,6 +169,7 @@ impl Serialize for FormRow<'_> {
         out.serialize_entry("date_header", &self.date_header.map(format_micros))?;
         out.serialize_entry("submit_ip", &self.submit_ip)?;
         out.serialize_entry("backend_id", "sql")?;
+        out.serialize_entry("history", self.history)?;
         out.serialize_entry("metadata", &self.meta)?;
         out.serialize_entry("form", self.form)?;
         out.end()
@@ -211,8 +220,29 @@ struct CaseDocument<'a> {
     actions: Option<&'a [CaseAction<'a>]>,
 }
 
+/// A case's files as its document shows them: what they are, not where they lie.
+struct CaseFiles<'a>(&'a BTreeMap<String, CaseFile>);
+
+impl Serialize for CaseFiles<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            content_type: Option<&'a str>,
+            content_length: u64,
+        }
+        let mut out = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, file) in self.0 {
+            out.serialize_entry(
+                name,
+                &Shown { content_type: file.content_type.as_deref(), content_length: file.content_length },
+            )?;
+        }
+        out.end()
+    }
+}
+
 /// Keys that no dynamic property can take over.
-const TAKEN: [&str; 25] = [
+const TAKEN: [&str; 26] = [
     "_id",
     "case_id",
     "domain",
@@ -237,6 +267,7 @@ const TAKEN: [&str; 25] = [
     "indices",
     "actions",
     "xform_ids",
+    "case_attachments",
     "backend_id",
 ];
 
@@ -270,6 +301,9 @@ impl Serialize for CaseDocument<'_> {
             out.serialize_entry("actions", actions)?;
         }
         out.serialize_entry("xform_ids", &case.xform_ids)?;
+        if !case.attachments.is_empty() {
+            out.serialize_entry("case_attachments", &CaseFiles(&case.attachments))?;
+        }
         out.serialize_entry("case_id", &case.case_id)?;
         out.serialize_entry("backend_id", "sql")?;
         for (name, value) in &case.properties {

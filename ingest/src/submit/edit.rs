@@ -1,28 +1,36 @@
 //! A form that takes another's place in the history: edits, and error forms that are tried again.
 //!
-//! The cases are recomputed from their transactions, with the new body's blocks at the old form's date (§12.3, §15.3). The
-//! form pushed aside keeps its document under a fresh id. Pure memory.
+//! Cases and ledgers are recomputed from their transactions, with the new body's blocks at the old form's date (§12.3,
+//! §15.3). The form pushed aside keeps its document under a fresh id. Pure memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use schemas::{
     change::DocKind,
-    id::{CaseId, DocId, FormId},
+    id::{CaseId, DocId, DomainId, FormId},
     time::format_micros,
 };
-use serde_json::{Value, json, value::to_raw_value};
+use serde_json::{
+    Value, json,
+    value::{RawValue, to_raw_value},
+};
 
 use super::{
     Outcome, Submission,
-    apply::{CaseState, CaseTouch, FormContext, TransactionKind, apply_blocks, check_indices},
+    apply::{CaseState, CaseTouch, CaseWork, FormContext, TransactionKind, apply_blocks, check_indices},
     dedupe::{StoredForm, fresh_id},
-    document::FormState,
-    process::{Fate, failed, put_cases, put_form, stored_touch},
+    document::{self, FormState, operation},
+    extension,
+    ledger::{self, LedgerRow, LedgerValue},
+    process::{Fate, case_work, failed, put_cases, put_form, stored_touch},
     rebuild::{Rebuild, StoredTransaction, replay},
-    world::{FormMove, Place, RecordDraft, TransactionWrite, World},
+    world::{FormChange, FormMove, LedgerRowWrite, Place, RecordDraft, TransactionWrite, World},
 };
 use crate::{
-    casexml::{CaseError, touched_case_ids},
+    casexml::{CaseError, ledger::LedgerKey},
     error::DatabaseError,
     xform::ParsedForm,
 };
@@ -33,7 +41,7 @@ pub(super) struct Aside {
     state: FormState,
     at: i64,
     edited_by: Option<String>,
-    domain: schemas::id::DomainId,
+    domain: DomainId,
 }
 
 impl Aside {
@@ -75,13 +83,13 @@ pub(super) fn set_aside(
         set("edited_on", format_micros(aside.at).into());
     }
     let body = to_raw_value(&document).map_err(|error| DatabaseError::damaged("forms", error))?;
-    let body: std::sync::Arc<serde_json::value::RawValue> = body.into();
+    let body: Arc<RawValue> = body.into();
     let place = draft.push(
         DocKind::Form,
         DocId::from(to),
         aside.state.doc_type(false),
         subtype.as_deref(),
-        Some(std::sync::Arc::clone(&body)),
+        Some(Arc::clone(&body)),
     );
     world.changes.moves.push(FormMove {
         from: from.clone(),
@@ -94,6 +102,53 @@ pub(super) fn set_aside(
         domain: aside.domain.clone(),
     });
     Ok(())
+}
+
+/// Writes a stored form's new state: its row, its document, and a line of its history.
+///
+/// # Errors
+/// [`DatabaseError::Damaged`] if its document was not loaded or cannot be written.
+pub(super) fn change_form(
+    world: &mut World,
+    draft: &mut RecordDraft,
+    id: &FormId,
+    form: StoredForm,
+    at: i64,
+    operation: Option<(&'static str, String)>,
+) -> Result<Place, DatabaseError> {
+    let damaged = |error: &dyn std::fmt::Display| DatabaseError::damaged("forms", error);
+    let document = world.form_documents.get_mut(id).ok_or_else(|| damaged(&format!("{id} is gone")))?;
+    let doc_type = form.state.doc_type(form.deleted.is_some());
+    let bits = form.state.bits() | if form.deleted.is_some() { FormState::DELETED_BIT } else { 0 };
+    for (name, value) in [
+        ("doc_type", Value::from(doc_type)),
+        ("state", bits.into()),
+        ("server_modified_on", format_micros(at).into()),
+        ("problem", form.problem.clone().into()),
+        ("initial_processing_complete", form.processed.into()),
+    ] {
+        document.insert(name.to_owned(), value);
+    }
+    if let Some((name, by)) = &operation {
+        let history = document.entry("history").or_insert_with(|| Value::Array(Vec::new()));
+        if let Value::Array(history) = history {
+            history.push(document::operation(name, by, at));
+        }
+    }
+    let body: Arc<RawValue> = to_raw_value(&document).map_err(|error| damaged(&error))?.into();
+    let place = draft.push(DocKind::Form, DocId::from(id), doc_type, Some(&form.xmlns), Some(Arc::clone(&body)));
+    // Whatever changes it again has to see it as it will be stored.
+    world.forms.insert(id.clone(), StoredForm { in_group: true, ..form.clone() });
+    world.changes.form_changes.push(FormChange {
+        id: id.clone(),
+        domain: form.domain.clone(),
+        form,
+        at,
+        document: body,
+        place,
+        operation,
+    });
+    Ok(place)
 }
 
 /// Applies a form in place of the stored one of the same id, which becomes its deprecated version (§12.3).
@@ -109,7 +164,11 @@ pub(super) fn edit(
 ) -> Result<(FormId, Outcome), DatabaseError> {
     let old = stored(world, &form.form_id)?;
     let fresh = fresh_id(&form.form_id);
+    let aside = Aside::deprecated(submission, form, now);
+    let mut history = history_of(world, &form.form_id);
+    history.extend(aside.edited_by.as_ref().map(|by| operation("edit", by, now)));
     let fate = Fate {
+        history,
         edited_on: Some(now),
         server_modified_on: now,
         deprecated_form_id: Some(fresh.clone()),
@@ -117,18 +176,27 @@ pub(super) fn edit(
     };
     let old_cases = if old.state == FormState::Error { Vec::new() } else { old.case_ids };
     let details = json!({"reason": "form edited", "form_id": form.form_id, "deprecated_form_id": fresh}).to_string();
-    let done = match replace(world, submission, form, old.received_on, &old_cases, now) {
+    // Files that the new form does not bring are carried over from the old one; its blocks may name those too.
+    let carried = world.form_files.get(&form.form_id).map(Vec::as_slice).unwrap_or_default();
+    let files: Vec<_> = submission.attachments.iter().chain(carried).cloned().collect();
+    let replaced = case_work(form, submission.rules, &files)
+        .and_then(|work| replace(world, submission, form, work, old.received_on, &old_cases, now));
+    let done = match replaced {
         Ok(replaced) => {
-            put_replaced(world, draft, submission, form, fate, replaced, &details)?;
+            let case_ids: Vec<CaseId> = replaced.touches.iter().map(|touch| touch.case_id.clone()).collect();
+            let place = put_form(world, draft, submission, Some(form), Fate { case_ids: case_ids.clone(), ..fate })?;
+            put_replaced(world, draft, submission, form, replaced, (TransactionKind::FORM_EDITED, &details), place)?;
+            extension::close(world, draft, submission, &form.form_id, &case_ids)?;
             (form.form_id.clone(), Outcome::Edited)
         }
         Err(error) => failed(world, draft, submission, form, fate, &error)?,
     };
-    set_aside(world, draft, &form.form_id, &fresh, &Aside::deprecated(submission, form, now))?;
+    set_aside(world, draft, &form.form_id, &fresh, &aside)?;
     Ok(done)
 }
 
-/// Applies an error form again, at its place in the history. [`Outcome::Normal`] if it now can be applied.
+/// Applies the stored error form again, at its place in the history. [`Outcome::Normal`] if it now can be applied; it stays
+/// as it was sent.
 ///
 /// # Errors
 /// [`DatabaseError::Damaged`] if something loaded does not hold what it should.
@@ -140,25 +208,55 @@ pub(super) fn retry(
     now: i64,
 ) -> Result<Outcome, DatabaseError> {
     let old = stored(world, &form.form_id)?;
-    let fate = Fate { server_modified_on: now, ..Fate::new(form.form_id.clone(), FormState::Normal, old.received_on) };
     let details = json!({"reason": "form processed again", "form_id": form.form_id}).to_string();
-    match replace(world, submission, form, old.received_on, &[], now) {
+    let files = world.form_files.get(&form.form_id).cloned().unwrap_or_default();
+    let replaced = case_work(form, submission.rules, &files)
+        .and_then(|work| replace(world, submission, form, work, old.received_on, &[], now));
+    match replaced {
         Ok(replaced) => {
-            put_replaced(world, draft, submission, form, fate, replaced, &details)?;
+            let case_ids: Vec<CaseId> = replaced.touches.iter().map(|touch| touch.case_id.clone()).collect();
+            let (problem, state) = (None, FormState::Normal);
+            let applied = StoredForm { state, problem, processed: true, case_ids: case_ids.clone(), ..old };
+            let place = change_form(world, draft, &form.form_id, applied, now, None)?;
+            put_replaced(
+                world,
+                draft,
+                submission,
+                form,
+                replaced,
+                (TransactionKind::FORM_REPROCESSED, &details),
+                place,
+            )?;
+            extension::close(world, draft, submission, &form.form_id, &case_ids)?;
             Ok(Outcome::Normal)
         }
-        Err(error) => Ok(failed(world, draft, submission, form, fate, &error)?.1),
+        Err(error) => {
+            let problem = error.to_string();
+            let failed = StoredForm { problem: Some(problem.clone()), ..old };
+            change_form(world, draft, &form.form_id, failed, now, None)?;
+            Ok(Outcome::Failed { problem, known: error.is_known() })
+        }
     }
+}
+
+/// What was done to a stored form.
+fn history_of(world: &World, id: &FormId) -> Vec<Value> {
+    let document = world.form_documents.get(id);
+    document.and_then(|document| document.get("history")?.as_array().cloned()).unwrap_or_default()
 }
 
 fn stored(world: &World, id: &FormId) -> Result<StoredForm, DatabaseError> {
     world.forms.get(id).cloned().ok_or_else(|| DatabaseError::damaged("forms", format!("{id} is gone")))
 }
 
-/// The cases of the old and the new body after the new one took the old one's place.
+/// Ledgers as they are after a replay: value and transactions of each.
+pub(super) type Recomputed = BTreeMap<LedgerKey, (Option<LedgerValue>, Vec<LedgerRow>)>;
+
+/// The cases and ledgers of the old and the new body after the new one took the old one's place.
 struct Replaced {
     states: BTreeMap<CaseId, CaseState>,
     touches: Vec<CaseTouch>,
+    ledgers: Recomputed,
     at: i64,
 }
 
@@ -166,70 +264,131 @@ fn replace(
     world: &World,
     submission: &Submission,
     form: &ParsedForm,
+    work: CaseWork,
     received_on: i64,
     old_cases: &[CaseId],
     at: i64,
 ) -> Result<Replaced, CaseError> {
     let domain = &submission.domain;
     let context = FormContext { form_id: &form.form_id, domain, received_on, server_modified_on: at };
-    let blocks = form.case_blocks.clone()?;
-    let touched = touched_case_ids(&blocks);
+    let touched = work.case_ids();
+    let all: BTreeSet<&CaseId> = old_cases.iter().chain(&touched).collect();
+    let new_rows = ledger::rows(&work.ledgers, &form.form_id, received_on);
+    let ledgers = recomputed_ledgers(world, all.iter().copied(), &form.form_id, &new_rows);
     // What the blocks do to each case is read off a scratch copy; the states themselves come from the replay.
     let mut scratch: BTreeMap<CaseId, CaseState> =
         touched.iter().filter_map(|id| Some((id.clone(), world.cases.get(id)?.clone()))).collect();
-    let touches = apply_blocks(&mut scratch, blocks, &context)?;
-
-    let all: BTreeSet<&CaseId> = old_cases.iter().chain(&touched).collect();
+    let touches = apply_blocks(&mut scratch, work, &context)?;
     let mut states = BTreeMap::new();
     for id in all {
         let known = world.transactions.get(id).map(Vec::as_slice).unwrap_or_default();
         let others = known.iter().filter(|row| row.form_id.as_ref() != Some(&form.form_id));
         let mut rows: Vec<StoredTransaction> = others.cloned().collect();
         if let Some(touch) = touches.iter().find(|touch| touch.case_id == *id) {
-            rows.push(stored_touch(submission, &form.form_id, received_on, touch.clone()));
+            let sync_token = submission.envelope.last_sync_token.as_ref();
+            rows.push(stored_touch(sync_token, &form.form_id, received_on, touch.clone()));
         }
-        let rebuild = Rebuild { domain, at, unarchiving: None };
+        // The edit of an archived form brings its case back as unarchiving it would.
+        let rebuild = Rebuild { domain, at, unarchiving: Some(&form.form_id) };
         states.insert(id.clone(), replay(id, world.cases.get(id), &rows, &rebuild));
     }
     check_indices(&states, &touches, &|id| world.case_domain(id) == Some(domain))?;
-    Ok(Replaced { states, touches, at })
+    Ok(Replaced { states, touches, ledgers, at })
 }
 
+/// The ledgers of `cases` that a form's old rows or `new_rows` are about, with the new rows in place of the old ones.
+pub(super) fn recomputed_ledgers<'a>(
+    world: &World,
+    cases: impl Iterator<Item = &'a CaseId>,
+    form_id: &FormId,
+    new_rows: &[LedgerRow],
+) -> Recomputed {
+    let known: Vec<&LedgerRow> = cases.filter_map(|id| world.ledger_rows.get(id)).flatten().collect();
+    let old = known.iter().filter(|row| row.form_id == *form_id).map(|row| &row.key);
+    let keys: BTreeSet<LedgerKey> = old.chain(new_rows.iter().map(|row| &row.key)).cloned().collect();
+    let mut recomputed = Recomputed::new();
+    for key in keys {
+        let others = known.iter().filter(|row| row.key == key && row.form_id != *form_id);
+        let mut rows: Vec<LedgerRow> = others.map(|row| (*row).clone()).collect();
+        rows.extend(new_rows.iter().filter(|row| row.key == key).cloned());
+        let value = ledger::replay(&mut rows);
+        recomputed.insert(key, (value, rows));
+    }
+    recomputed
+}
+
+/// Writes recomputed ledgers: what was stored of each is replaced.
+pub(super) fn put_recomputed(
+    world: &mut World,
+    draft: &mut RecordDraft,
+    domain: &DomainId,
+    ledgers: Recomputed,
+    place: Place,
+) -> Result<(), DatabaseError> {
+    for (key, (value, rows)) in ledgers {
+        if let Some(known) = world.ledger_rows.get_mut(&key.case_id) {
+            known.retain(|row| row.key != key);
+            known.extend(rows.iter().cloned());
+        }
+        world.changes.ledgers_rewritten.insert(key.clone());
+        let write = |row| LedgerRowWrite { domain: domain.clone(), row, place };
+        world.changes.ledger_rows.retain(|write| write.row.key != key);
+        world.changes.ledger_rows.extend(rows.into_iter().map(write));
+        world.put_ledger(draft, domain, key, value)?;
+    }
+    Ok(())
+}
+
+/// Writes recomputed cases and ledgers; a case that was there before gets a row that says why.
 fn put_replaced(
     world: &mut World,
     draft: &mut RecordDraft,
     submission: &Submission,
     form: &ParsedForm,
-    fate: Fate,
     replaced: Replaced,
-    details: &str,
+    (kind, details): (TransactionKind, &str),
+    place: Place,
 ) -> Result<(), DatabaseError> {
-    let received_on = fate.received_on;
-    let case_ids = replaced.touches.iter().map(|touch| touch.case_id.clone()).collect();
-    let place = put_form(world, draft, submission, Some(form), Fate { case_ids, ..fate })?;
+    let domain = &submission.domain;
+    let received_on = stored(world, &form.form_id)?.received_on;
     for id in replaced.states.keys() {
         world.changes.removed.push((id.clone(), form.form_id.clone()));
         if let Some(rows) = world.transactions.get_mut(id) {
             rows.retain(|row| row.form_id.as_ref() != Some(&form.form_id));
         }
-        world.changes.transactions.push(rebuilt(submission, id, replaced.at, details, place));
+        if world.cases.contains_key(id) {
+            world.changes.transactions.push(rebuilt(domain, id, kind, replaced.at, details, place));
+        }
     }
     put_cases(world, draft, replaced.states)?;
     for touch in replaced.touches {
         let case_id = touch.case_id.clone();
-        let row = stored_touch(submission, &form.form_id, received_on, touch);
-        world.put_transaction(&submission.domain, &case_id, row, place)?;
+        let row = stored_touch(submission.envelope.last_sync_token.as_ref(), &form.form_id, received_on, touch);
+        world.put_transaction(domain, &case_id, row, place)?;
     }
-    Ok(())
+    // The value stays, at what is left, also where no transaction is (§11).
+    let ledgers = replaced.ledgers.into_iter().map(|(key, (value, rows))| {
+        let nothing =
+            || LedgerValue { balance: 0, last_modified: replaced.at, last_form_id: Some(form.form_id.clone()) };
+        (key, (Some(value.unwrap_or_else(nothing)), rows))
+    });
+    put_recomputed(world, draft, domain, ledgers.collect(), place)
 }
 
 /// The row that says why a case was recomputed.
-fn rebuilt(submission: &Submission, case_id: &CaseId, at: i64, details: &str, place: Place) -> TransactionWrite {
+pub(super) fn rebuilt(
+    domain: &DomainId,
+    case_id: &CaseId,
+    kind: TransactionKind,
+    at: i64,
+    details: &str,
+    place: Place,
+) -> TransactionWrite {
     TransactionWrite {
         case_id: case_id.clone(),
-        domain: submission.domain.clone(),
+        domain: domain.clone(),
         form_id: None,
-        kind: TransactionKind::FORM_EDITED,
+        kind,
         server_date: at,
         client_date: None,
         sync_log_id: None,

@@ -3,12 +3,15 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
-use schemas::{port::Clock, position::LaneId};
+use schemas::{
+    port::Clock,
+    position::{LaneId, Position},
+};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    DirectoryReceipt, DirectoryWrite, Job, Receipt, Submission,
+    DirectoryReceipt, DirectoryWrite, Job, Operation, Receipt, Submission,
     writer::{Shared, Writer},
 };
 use crate::{
@@ -64,6 +67,16 @@ impl Lanes {
     pub(crate) async fn submit(&self, lane: LaneId, submission: Submission) -> Result<Receipt, WriteError> {
         let (reply, answer) = oneshot::channel();
         self.send(lane, Job::Form { submission: Box::new(submission), reply })?;
+        answer.await.map_err(|_| WriteError::Internal)?
+    }
+
+    /// Does something to a stored form or case; returns the record's position once it is durable.
+    ///
+    /// # Errors
+    /// [`WriteError`]; nothing changed then.
+    pub(crate) async fn operate(&self, lane: LaneId, operation: Operation) -> Result<Position, WriteError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(lane, Job::Operation { operation, reply })?;
         answer.await.map_err(|_| WriteError::Internal)?
     }
 

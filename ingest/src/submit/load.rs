@@ -12,7 +12,7 @@ use schemas::{
 use serde_json::{Map, Value};
 
 use super::{
-    Content, Job, Submission,
+    Act, Content, Job, Submission,
     dedupe::decide,
     directory::{needed, worker_login},
     lock::{self, LockSet},
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     casexml::{referenced_case_ids, touched_case_ids},
     error::DatabaseError,
-    store::{cases, compress, directory, forms, pool::Connection},
+    store::{cases, compress, directory, forms, ledgers, pool::Connection},
     submit::document::FormState,
     xform::ParsedForm,
 };
@@ -37,6 +37,12 @@ pub(crate) struct Wanted {
     targets: BTreeSet<CaseId>,
     /// Cases whose indices change: what they refer to already has to be checked again.
     referring: BTreeSet<CaseId>,
+    /// Cases whose ledgers change.
+    stocked: BTreeSet<CaseId>,
+    /// Cases that are going to be closed, whose extensions close with them.
+    closing: BTreeSet<CaseId>,
+    /// Cases whose extensions close if they are closed already.
+    closed: BTreeSet<CaseId>,
 }
 
 impl Wanted {
@@ -48,8 +54,21 @@ impl Wanted {
                 Job::Form { submission, .. } => {
                     if let Some(form) = parsed(submission) {
                         wanted.form(form);
+                        if submission.rules.close_extensions {
+                            wanted.extensions(form);
+                        }
                     }
                 }
+                Job::Operation { operation, .. } => match &operation.act {
+                    Act::Archive(id) | Act::Unarchive(id) | Act::DeleteForm(id) | Act::UndeleteForm(id) => {
+                        wanted.locks.form(id);
+                        wanted.forms.push(id.as_str().to_owned());
+                    }
+                    Act::DeleteCase(id) | Act::UndeleteCase(id) | Act::PurgeCase(id) | Act::Rebuild(id) => {
+                        wanted.locks.case(id);
+                        wanted.cases.insert(id.clone());
+                    }
+                },
                 Job::Directory { write, .. } => wanted.locks.directory(&write.domain),
             }
         }
@@ -65,7 +84,9 @@ impl Wanted {
         self.locks.form(&form.form_id);
         self.forms.push(form.form_id.as_str().to_owned());
         let Ok(blocks) = &form.case_blocks else { return };
-        for id in touched_case_ids(blocks) {
+        let stocked = form.ledger_changes.iter().map(|change| change.key.case_id.clone());
+        self.stocked.extend(stocked.clone());
+        for id in touched_case_ids(blocks).into_iter().chain(stocked) {
             self.locks.case(&id);
             self.cases.insert(id);
         }
@@ -75,6 +96,13 @@ impl Wanted {
         }
         let referring = blocks.iter().filter(|block| !block.indices.is_empty());
         self.referring.extend(referring.map(|block| block.case_id.clone()));
+    }
+
+    fn extensions(&mut self, form: &ParsedForm) {
+        for block in form.case_blocks.iter().flatten() {
+            let set = if block.close { &mut self.closing } else { &mut self.closed };
+            set.insert(block.case_id.clone());
+        }
     }
 }
 
@@ -128,12 +156,19 @@ pub(crate) async fn load(connection: &mut Connection, jobs: &[Job], wanted: &Wan
         let (id, form) = forms::stored(row)?;
         world.forms.insert(id, form);
     }
-    let history = History::of(jobs, &world);
+    let mut history = History::of(jobs, &world);
+    history.extensions = load_extensions(connection, wanted).await?;
     if !history.is_empty()
         && let Some(missing) = load_history(connection, wanted, &history, &read, &mut world).await?
     {
         connection.batch_execute("ROLLBACK").await?;
         return Ok(Loaded::Again(missing));
+    }
+    if !wanted.stocked.is_empty() || !history.cases.is_empty() {
+        load_ledgers(connection, &wanted.stocked, &history.cases, &mut world).await?;
+    }
+    for id in &history.purged {
+        load_purge(connection, id, &mut world).await?;
     }
     load_directory(connection, jobs, &mut world).await?;
     Ok(Loaded::World(Box::new(world)))
@@ -143,18 +178,31 @@ fn texts(ids: &BTreeSet<CaseId>) -> Vec<&str> {
     ids.iter().map(CaseId::as_str).collect()
 }
 
-/// What edits need besides: documents of the forms they push aside, and transactions of all cases involved.
+/// What edits and operations need besides: documents of the forms that change, transactions of all cases involved, and
+/// further cases.
 #[derive(Debug, Default)]
 struct History {
     documents: Vec<FormId>,
+    /// Cases that are replayed.
     cases: BTreeSet<CaseId>,
+    /// Cases that close with another.
+    extensions: BTreeSet<CaseId>,
+    /// Cases that are deleted for good.
+    purged: Vec<CaseId>,
 }
 
 impl History {
     fn of(jobs: &[Job], world: &World) -> Self {
         let mut history = Self::default();
         for job in jobs {
-            let Job::Form { submission, .. } = job else { continue };
+            let submission = match job {
+                Job::Form { submission, .. } => submission,
+                Job::Operation { operation, .. } => {
+                    history.operation(&operation.act, world);
+                    continue;
+                }
+                Job::Directory { .. } => continue,
+            };
             let Some(form) = parsed(submission) else { continue };
             let Some(old) = world.forms.get(&form.form_id) else { continue };
             let decision = decide(Some(old), &submission.domain, &form.xmlns, &submission.xml_md5);
@@ -166,14 +214,97 @@ impl History {
                     history.cases.extend(old.case_ids.iter().cloned());
                 }
                 history.cases.extend(form.case_blocks.iter().flatten().map(|block| block.case_id.clone()));
+                history.cases.extend(form.ledger_changes.iter().map(|change| change.key.case_id.clone()));
             }
         }
         history
     }
 
-    fn is_empty(&self) -> bool {
-        self.documents.is_empty()
+    fn operation(&mut self, act: &Act, world: &World) {
+        match act {
+            Act::Archive(id) | Act::Unarchive(id) => {
+                self.documents.push(id.clone());
+                self.cases.extend(world.forms.get(id).iter().flat_map(|form| form.case_ids.iter().cloned()));
+            }
+            Act::DeleteForm(id) | Act::UndeleteForm(id) => self.documents.push(id.clone()),
+            Act::DeleteCase(_) | Act::UndeleteCase(_) => {}
+            Act::PurgeCase(id) => {
+                self.cases.insert(id.clone());
+                self.purged.push(id.clone());
+            }
+            Act::Rebuild(id) => drop(self.cases.insert(id.clone())),
+        }
     }
+
+    fn is_empty(&self) -> bool {
+        self.documents.is_empty() && self.cases.is_empty() && self.extensions.is_empty()
+    }
+}
+
+/// The open extensions of cases that are closed or going to be, theirs included.
+async fn load_extensions(connection: &mut Connection, wanted: &Wanted) -> Result<BTreeSet<CaseId>, DatabaseError> {
+    if wanted.closing.is_empty() && wanted.closed.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let select = connection.statement(cases::SELECT_EXTENSIONS).await?;
+    let rows = connection.query(&select, &[&texts(&wanted.closing), &texts(&wanted.closed)]).await?;
+    rows.iter()
+        .map(|row| CaseId::new(row.try_get(0)?).map_err(|error| DatabaseError::damaged("case_indices", error)))
+        .collect()
+}
+
+/// Loads the values of the ledgers of all cases concerned, and the transactions of those that are replayed.
+async fn load_ledgers(
+    connection: &mut Connection,
+    stocked: &BTreeSet<CaseId>,
+    replayed: &BTreeSet<CaseId>,
+    world: &mut World,
+) -> Result<(), DatabaseError> {
+    let select = connection.statement(ledgers::SELECT).await?;
+    let all: Vec<&str> = stocked.union(replayed).map(CaseId::as_str).collect();
+    for row in &connection.query(&select, &[&all]).await? {
+        let (key, value) = ledgers::value(row)?;
+        world.ledgers.insert(key, value);
+    }
+    if replayed.is_empty() {
+        return Ok(());
+    }
+    let select = connection.statement(ledgers::SELECT_ROWS).await?;
+    world.ledger_rows = replayed.iter().map(|id| (id.clone(), Vec::new())).collect();
+    for row in &connection.query(&select, &[&texts(replayed)]).await? {
+        let row = ledgers::transaction(row)?;
+        world.ledger_rows.entry(row.key.case_id.clone()).or_default().push(row);
+    }
+    Ok(())
+}
+
+/// Loads the forms of a case that is to be deleted for good, and what stands in the way of that. The forms are locked only
+/// if free: their ids were not known when the group's locks were taken.
+async fn load_purge(connection: &mut Connection, id: &CaseId, world: &mut World) -> Result<(), DatabaseError> {
+    let rows = world.transactions.get(id).map(Vec::as_slice).unwrap_or_default();
+    let form_ids: BTreeSet<FormId> = rows.iter().filter_map(|row| row.form_id.clone()).collect();
+    let attempt = connection.statement(lock::TRY).await?;
+    for row in &connection.query(&attempt, &[&LockSet::form_keys(form_ids.iter())]).await? {
+        if !row.try_get::<_, bool>(0)? {
+            return Err(DatabaseError::Locked(1));
+        }
+    }
+    let mut held = Vec::new();
+    let select = connection.statement(forms::SELECT).await?;
+    let ids: Vec<&str> = form_ids.iter().map(FormId::as_str).collect();
+    for row in &connection.query(&select, &[&ids]).await? {
+        let (form_id, form) = forms::stored(row)?;
+        if form.case_ids.iter().any(|other| other != id) {
+            held.push(format!("form {form_id} also touches other cases"));
+        }
+        world.forms.insert(form_id, form);
+    }
+    let select = connection.statement(cases::SELECT_REFERRING).await?;
+    for row in &connection.query(&select, &[&id.as_str()]).await? {
+        held.push(format!("case {} refers to it", row.try_get::<_, &str>(0)?));
+    }
+    world.holders.insert(id.clone(), held);
+    Ok(())
 }
 
 /// Loads what edits need. Cases that only the old body touched are not locked yet; waiting for them now could be a circle,
@@ -185,7 +316,8 @@ async fn load_history(
     read: &cases::Read,
     world: &mut World,
 ) -> Result<Option<BTreeSet<CaseId>>, DatabaseError> {
-    let missing: BTreeSet<CaseId> = history.cases.iter().filter(|id| !wanted.locks.holds_case(id)).cloned().collect();
+    let all = history.cases.iter().chain(&history.extensions);
+    let missing: BTreeSet<CaseId> = all.filter(|id| !wanted.locks.holds_case(id)).cloned().collect();
     if !missing.is_empty() {
         let attempt = connection.statement(lock::TRY).await?;
         let granted = connection.query(&attempt, &[&LockSet::case_keys(missing.iter())]).await?;
@@ -196,13 +328,15 @@ async fn load_history(
         }
     }
     let select_documents = connection.statement(forms::SELECT_DOCUMENTS).await?;
+    let select_files = connection.statement(forms::SELECT_FILES).await?;
     let select_transactions = connection.statement(cases::SELECT_TRANSACTIONS).await?;
     let client = &**connection;
     let form_ids: Vec<&str> = history.documents.iter().map(FormId::as_str).collect();
     let case_ids = texts(&history.cases);
     let missing = texts(&missing);
-    let (documents, transactions, found) = futures::try_join!(
+    let (documents, files, transactions, found) = futures::try_join!(
         async { Ok::<_, DatabaseError>(client.query(&select_documents, &[&form_ids]).await?) },
+        async { Ok(client.query(&select_files, &[&form_ids]).await?) },
         async { Ok(client.query(&select_transactions, &[&case_ids]).await?) },
         read.cases(client, &missing),
     )?;
@@ -213,6 +347,10 @@ async fn load_history(
         let document: Map<String, Value> =
             serde_json::from_str(&text).map_err(|error| DatabaseError::damaged("forms", error))?;
         world.form_documents.insert(id, document);
+    }
+    for row in &files {
+        let (id, file) = forms::file(row)?;
+        world.form_files.entry(id).or_default().push(file);
     }
     world.transactions = history.cases.iter().map(|id| (id.clone(), Vec::new())).collect();
     for row in &transactions {

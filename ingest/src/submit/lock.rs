@@ -40,10 +40,15 @@ fn number(kind: u8, parts: &[&str]) -> i64 {
     i64::from_ne_bytes(hasher.finish().to_ne_bytes())
 }
 
+/// The lock number of a form.
+pub(crate) fn form_key(id: &FormId) -> i64 {
+    number(1, &[id.as_str()])
+}
+
 impl LockSet {
     /// A form id, over all domains.
     pub(crate) fn form(&mut self, id: &FormId) {
-        self.0.insert(number(1, &[id.as_str()]), Mode::Exclusive);
+        self.0.insert(form_key(id), Mode::Exclusive);
     }
 
     /// A case that is going to change.
@@ -74,6 +79,11 @@ impl LockSet {
     /// The locks' numbers in order, and which of them are shared: the parameters of [`TAKE`].
     pub(crate) fn parameters(&self) -> (Vec<i64>, Vec<bool>) {
         self.0.iter().map(|(key, mode)| (*key, *mode == Mode::Shared)).unzip()
+    }
+
+    /// The lock numbers of forms, for [`TRY`].
+    pub(crate) fn form_keys<'a>(ids: impl Iterator<Item = &'a FormId>) -> Vec<i64> {
+        ids.map(form_key).collect()
     }
 
     /// The lock numbers of cases, for [`TRY`].

@@ -9,20 +9,21 @@ use schemas::{
     change::DocKind,
     id::{CaseId, DocId, FormId},
 };
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::{
-    Content, Outcome, Submission,
-    apply::{CaseState, CaseTouch, FormContext, apply_blocks, check_indices},
+    Attachment, Content, Outcome, Purpose, Rules, Submission,
+    apply::{CaseState, CaseTouch, CaseWork, FormContext, TransactionKind, apply_blocks, check_indices},
     dedupe::{Decision, StoredForm, decide, fresh_id},
     document::{FormRow, FormState, form_document},
-    edit,
+    edit, extension,
+    ledger::{self, LedgerRow, LedgerValue},
     rebuild::StoredTransaction,
-    world::{AttachmentWrite, FormWrite, Place, RecordDraft, World},
+    world::{AttachmentWrite, FormWrite, LedgerRowWrite, Place, RecordDraft, World},
 };
 use crate::{
-    casexml::{CaseError, touched_case_ids},
-    error::DatabaseError,
+    casexml::{CaseError, CaseFile, ledger::LedgerKey},
+    error::{DatabaseError, WriteError},
     xform::ParsedForm,
 };
 
@@ -38,8 +39,10 @@ pub(crate) enum Done {
         /// Index of its record among the group's.
         record: usize,
     },
-    /// It changes a form of the same group whose row is not written yet: it goes into the next group.
+    /// It changes what the same group has not written yet: it goes into the next group.
     Deferred,
+    /// It is not going to be stored.
+    Refused(WriteError),
 }
 
 /// How a form is going to be stored.
@@ -55,6 +58,7 @@ pub(super) struct Fate {
     pub(super) problem: Option<String>,
     pub(super) processed: bool,
     pub(super) case_ids: Vec<CaseId>,
+    pub(super) history: Vec<Value>,
 }
 
 impl Fate {
@@ -70,6 +74,7 @@ impl Fate {
             problem: None,
             processed: true,
             case_ids: Vec::new(),
+            history: Vec::new(),
         }
     }
 }
@@ -87,6 +92,13 @@ pub(crate) fn process(world: &mut World, submission: &Submission, now: i64) -> R
     let decision = decide(stored, &submission.domain, &form.xmlns, &submission.xml_md5);
     if decision.changes_stored_form() && stored.is_some_and(|old| old.in_group) {
         return Ok(Done::Deferred);
+    }
+    if submission.rules.close_extensions && !world.changes.is_empty() && extension::may_close(world, form) {
+        return Ok(Done::Deferred);
+    }
+    if submission.purpose == Purpose::Reprocess && decision != Decision::Reprocess {
+        let text = format!("form {} is not an error form that could be processed again", form.form_id);
+        return Ok(Done::Refused(WriteError::Conflict(text)));
     }
     match decision {
         Decision::New => apply_new(world, submission, form, form.form_id.clone()),
@@ -139,7 +151,7 @@ fn apply_new(world: &mut World, submission: &Submission, form: &ParsedForm, id: 
 }
 
 /// Applies a form under `id`, or keeps it as an error form.
-fn apply_into(
+pub(super) fn apply_into(
     world: &mut World,
     draft: &mut RecordDraft,
     submission: &Submission,
@@ -149,33 +161,95 @@ fn apply_into(
     let received_on = submission.envelope.received_on;
     let context =
         FormContext { form_id: &id, domain: &submission.domain, received_on, server_modified_on: received_on };
-    let (states, touches) = match applied(world, form, &context) {
+    let work = case_work(form, submission.rules, &submission.attachments);
+    let applied = match work.and_then(|work| applied(world, work, &context)) {
         Ok(applied) => applied,
         Err(error) => {
             return failed(world, draft, submission, form, Fate::new(id, FormState::Error, received_on), &error);
         }
     };
-    let case_ids = touches.iter().map(|touch| touch.case_id.clone()).collect();
-    let fate = Fate { case_ids, ..Fate::new(id.clone(), FormState::Normal, received_on) };
+    let case_ids: Vec<CaseId> = applied.touches.iter().map(|touch| touch.case_id.clone()).collect();
+    let fate = Fate { case_ids: case_ids.clone(), ..Fate::new(id.clone(), FormState::Normal, received_on) };
     let place = put_form(world, draft, submission, Some(form), fate)?;
-    put_cases(world, draft, states)?;
-    for touch in touches {
-        put_touch(world, submission, &id, received_on, touch, place)?;
+    put_cases(world, draft, applied.states)?;
+    for touch in applied.touches {
+        let case_id = touch.case_id.clone();
+        let row = stored_touch(submission.envelope.last_sync_token.as_ref(), &id, received_on, touch);
+        world.put_transaction(&submission.domain, &case_id, row, place)?;
     }
+    put_ledgers(world, draft, submission, applied.ledgers, applied.ledger_rows, place)?;
+    extension::close(world, draft, submission, &id, &case_ids)?;
     Ok((id, Outcome::Normal))
 }
 
-type Applied = (BTreeMap<CaseId, CaseState>, Vec<CaseTouch>);
+/// What a form does to cases, with the files that its blocks name. The domain's rules may leave attachments out.
+///
+/// # Errors
+/// The form's own [`CaseError`], or a block that names a file which is not among `files`.
+pub(super) fn case_work<'a>(
+    form: &ParsedForm,
+    rules: Rules,
+    files: impl IntoIterator<Item = &'a Attachment> + Copy,
+) -> Result<CaseWork, CaseError> {
+    let mut blocks = form.case_blocks.clone()?;
+    for block in blocks.iter_mut().filter(|block| !block.attachments.is_empty()) {
+        if !rules.case_attachments {
+            block.attachments.clear();
+        }
+        for change in &mut block.attachments {
+            let Some(src) = &change.src else { continue };
+            let file = files.into_iter().find(|file| file.name == *src);
+            let missing = || CaseError::MissingAttachment { case_id: block.case_id.clone(), src: src.clone() };
+            let file = file.ok_or_else(missing)?;
+            change.file = Some(CaseFile {
+                key: file.key,
+                content_type: file.content_type.clone(),
+                content_length: u64::try_from(file.length).unwrap_or(u64::MAX),
+            });
+        }
+    }
+    Ok(CaseWork { blocks, ledgers: form.ledger_changes.clone() })
+}
 
-/// The touched cases after the form, on copies: a form that fails leaves the world as it was.
-fn applied(world: &World, form: &ParsedForm, context: &FormContext<'_>) -> Result<Applied, CaseError> {
-    let blocks = form.case_blocks.clone()?;
-    let ids = touched_case_ids(&blocks);
+/// What a form makes of the cases and ledgers it touches.
+struct Applied {
+    states: BTreeMap<CaseId, CaseState>,
+    touches: Vec<CaseTouch>,
+    ledgers: BTreeMap<LedgerKey, LedgerValue>,
+    ledger_rows: Vec<LedgerRow>,
+}
+
+/// Applies on copies: a form that fails leaves the world as it was.
+fn applied(world: &World, work: CaseWork, context: &FormContext<'_>) -> Result<Applied, CaseError> {
     let mut states: BTreeMap<CaseId, CaseState> =
-        ids.iter().filter_map(|id| Some((id.clone(), world.cases.get(id)?.clone()))).collect();
-    let touches = apply_blocks(&mut states, blocks, context)?;
+        work.case_ids().into_iter().filter_map(|id| Some((id.clone(), world.cases.get(&id)?.clone()))).collect();
+    let mut ledger_rows = ledger::rows(&work.ledgers, context.form_id, context.received_on);
+    let touches = apply_blocks(&mut states, work, context)?;
     check_indices(&states, &touches, &|id| world.case_domain(id) == Some(context.domain))?;
-    Ok((states, touches))
+    let keys = ledger_rows.iter().map(|row| &row.key);
+    let mut ledgers = keys.filter_map(|key| Some((key.clone(), world.ledgers.get(key)?.clone()))).collect();
+    ledger::apply(&mut ledgers, &mut ledger_rows);
+    Ok(Applied { states, touches, ledgers, ledger_rows })
+}
+
+fn put_ledgers(
+    world: &mut World,
+    draft: &mut RecordDraft,
+    submission: &Submission,
+    values: BTreeMap<LedgerKey, LedgerValue>,
+    rows: Vec<LedgerRow>,
+    place: Place,
+) -> Result<(), DatabaseError> {
+    for (key, value) in values {
+        world.put_ledger(draft, &submission.domain, key, Some(value))?;
+    }
+    for row in rows {
+        if let Some(known) = world.ledger_rows.get_mut(&row.key.case_id) {
+            known.push(row.clone());
+        }
+        world.changes.ledger_rows.push(LedgerRowWrite { domain: submission.domain.clone(), row, place });
+    }
+    Ok(())
 }
 
 /// Keeps a form that cannot be applied as an error form (§12.2).
@@ -218,8 +292,8 @@ fn reprocess(world: &mut World, submission: &Submission, form: &ParsedForm, now:
     let mut draft = world.record(&submission.domain);
     let outcome = edit::retry(world, &mut draft, submission, form, now)?;
     let done = match outcome {
-        Outcome::Normal => duplicate(world, &mut draft, submission, form)?,
-        failed => (form.form_id.clone(), failed),
+        Outcome::Normal if submission.purpose == Purpose::Store => duplicate(world, &mut draft, submission, form)?,
+        outcome => (form.form_id.clone(), outcome),
     };
     Ok(finish(world, draft, done))
 }
@@ -240,36 +314,25 @@ pub(super) fn put_cases(
     Ok(())
 }
 
-/// The stored form of what a form did to a case.
+/// The stored form of what a form did to a case. A phone is always told about ledgers, so their transactions name no sync
+/// (§11).
 pub(super) fn stored_touch(
-    submission: &Submission,
+    sync_token: Option<&String>,
     form_id: &FormId,
     received_on: i64,
     touch: CaseTouch,
 ) -> StoredTransaction {
+    let sync_token = sync_token.filter(|_| !touch.kind.contains(TransactionKind::LEDGER));
     StoredTransaction {
         form_id: Some(form_id.clone()),
         kind: touch.kind,
         server_date: received_on,
         client_date: touch.client_date,
-        sync_log_id: submission.envelope.last_sync_token.clone(),
+        sync_log_id: sync_token.cloned(),
         revoked: false,
         form_normal: true,
         blocks: touch.blocks,
     }
-}
-
-fn put_touch(
-    world: &mut World,
-    submission: &Submission,
-    form_id: &FormId,
-    received_on: i64,
-    touch: CaseTouch,
-    place: Place,
-) -> Result<(), DatabaseError> {
-    let case_id = touch.case_id.clone();
-    let row = stored_touch(submission, form_id, received_on, touch);
-    world.put_transaction(&submission.domain, &case_id, row, place)
 }
 
 /// Adds a form's row, document, bytes and attachments.
@@ -303,6 +366,7 @@ pub(super) fn put_form(
         last_sync_token: envelope.last_sync_token.as_deref(),
         date_header: envelope.date_header,
         submit_ip: envelope.submit_ip.as_deref(),
+        history: &fate.history,
         form: form.map_or(&nothing, |form| &form.json),
         meta: form.map(|form| &form.meta),
     };
@@ -325,6 +389,8 @@ pub(super) fn put_form(
             xml_md5: submission.xml_md5,
             processed: fate.processed,
             received_on: fate.received_on,
+            problem: fate.problem.clone(),
+            deleted: None,
             case_ids: fate.case_ids.clone(),
             in_group: true,
         },

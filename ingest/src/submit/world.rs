@@ -17,12 +17,17 @@ use serde_json::{Map, Value, value::RawValue};
 use uuid::Uuid;
 
 use super::{
+    Attachment,
     apply::{CaseState, TransactionKind},
     dedupe::StoredForm,
     document::{FormState, case_doc_type, case_document},
+    ledger::{self, LedgerRow, LedgerValue, ledger_document},
     rebuild::StoredTransaction,
 };
-use crate::{casexml::CaseBlock, error::DatabaseError};
+use crate::{
+    casexml::{CaseBlock, ledger::LedgerKey},
+    error::DatabaseError,
+};
 
 /// An account that holds a name or an id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,14 +43,22 @@ pub(crate) struct Login {
 pub(crate) struct World {
     /// What is stored under the submitted form ids.
     pub forms: HashMap<FormId, StoredForm>,
-    /// Documents of stored forms that an edit pushes aside.
+    /// Documents of stored forms that are going to change.
     pub form_documents: HashMap<FormId, Map<String, Value>>,
+    /// Files of stored forms that an edit pushes aside.
+    pub form_files: HashMap<FormId, Vec<Attachment>>,
     /// Cases that are named by blocks.
     pub cases: BTreeMap<CaseId, CaseState>,
     /// Domains of cases that are only referred to.
     pub targets: HashMap<CaseId, DomainId>,
     /// All transactions of the cases that are replayed.
     pub transactions: HashMap<CaseId, Vec<StoredTransaction>>,
+    /// Values of the ledgers of all cases that ledger changes are about.
+    pub ledgers: BTreeMap<LedgerKey, LedgerValue>,
+    /// All ledger transactions of the cases that are replayed.
+    pub ledger_rows: HashMap<CaseId, Vec<LedgerRow>>,
+    /// What stands in the way of deleting a case for good: cases that refer to it, and forms that touch others as well.
+    pub holders: HashMap<CaseId, Vec<String>>,
     /// Users, locations and definitions by domain, kind and id; absent ones are not in it.
     pub directory: HashMap<(DomainId, DocKind, DocId), Map<String, Value>>,
     /// Accounts by name.
@@ -121,6 +134,60 @@ pub(crate) struct FormMove {
     pub domain: DomainId,
 }
 
+/// A stored form that changes under its id.
+#[derive(Debug)]
+pub(crate) struct FormChange {
+    /// Its id.
+    pub id: FormId,
+    /// Domain.
+    pub domain: DomainId,
+    /// What it is now.
+    pub form: StoredForm,
+    /// Microseconds since 1970 UTC.
+    pub at: i64,
+    /// Its document.
+    pub document: Arc<RawValue>,
+    /// Its stamp.
+    pub place: Place,
+    /// What was done, and by whom, for its history.
+    pub operation: Option<(&'static str, String)>,
+}
+
+/// A ledger value that is going to be written.
+#[derive(Debug)]
+pub(crate) struct LedgerWrite {
+    /// Domain.
+    pub domain: DomainId,
+    /// The value; none if it is gone.
+    pub value: Option<LedgerValue>,
+    /// Its stamp.
+    pub place: Place,
+}
+
+/// A ledger transaction that is going to be written.
+#[derive(Debug)]
+pub(crate) struct LedgerRowWrite {
+    /// Domain.
+    pub domain: DomainId,
+    /// The transaction.
+    pub row: LedgerRow,
+    /// Stamp of the document that caused it to be written.
+    pub place: Place,
+}
+
+/// Documents that are deleted for good.
+#[derive(Debug)]
+pub(crate) struct Purge {
+    /// Domain.
+    pub domain: DomainId,
+    /// The case.
+    pub case_id: CaseId,
+    /// All forms that touched it.
+    pub forms: Vec<FormId>,
+    /// Microseconds since 1970 UTC.
+    pub at: i64,
+}
+
 /// A case transaction that is going to be written.
 #[derive(Debug)]
 pub(crate) struct TransactionWrite {
@@ -154,7 +221,7 @@ pub(crate) struct AttachmentWrite {
     /// Domain.
     pub domain: DomainId,
     /// The file.
-    pub attachment: super::Attachment,
+    pub attachment: Attachment,
 }
 
 /// A user, location or definition as it is going to be stored.
@@ -175,6 +242,8 @@ pub(crate) struct AccountWrite {
     pub username: String,
     /// A new password's hash.
     pub password_hash: Option<String>,
+    /// What digest authentication needs of it.
+    pub digest_hash: Option<String>,
     /// Whether they may sign in.
     pub is_active: bool,
 }
@@ -199,6 +268,8 @@ pub(crate) struct Changes {
     pub moves: Vec<FormMove>,
     /// New rows, and rows replaced under their id.
     pub forms: Vec<FormWrite>,
+    /// Stored forms that change under their id.
+    pub form_changes: Vec<FormChange>,
     /// Cases that changed, with the place of their last document.
     pub cases: BTreeMap<CaseId, Place>,
     /// Cases whose indices changed.
@@ -207,6 +278,16 @@ pub(crate) struct Changes {
     pub removed: Vec<(CaseId, FormId)>,
     /// Transactions to write.
     pub transactions: Vec<TransactionWrite>,
+    /// Transactions that no longer count, or count again.
+    pub revoked: Vec<(CaseId, FormId, bool)>,
+    /// Ledger values.
+    pub ledgers: BTreeMap<LedgerKey, LedgerWrite>,
+    /// Ledgers whose transactions are all removed before new ones are written.
+    pub ledgers_rewritten: BTreeSet<LedgerKey>,
+    /// Ledger transactions to write.
+    pub ledger_rows: Vec<LedgerRowWrite>,
+    /// Cases that are deleted for good, with their forms.
+    pub purged: Vec<Purge>,
     /// Compressed bytes to keep, by key, with their domain. A form and its duplicate share them.
     pub bytes: BTreeMap<Uuid, (DomainId, Vec<u8>)>,
     /// Attachment rows.
@@ -294,6 +375,29 @@ impl World {
             draft.push(DocKind::Case, DocId::from(&id), case_doc_type(case.deleted), Some(&case.case_type), Some(body));
         self.changes.cases.insert(id.clone(), place);
         self.cases.insert(id, case);
+        Ok(())
+    }
+
+    /// Puts a ledger's new value into the world and its document into the record; none: the ledger is gone.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Damaged`] if the value cannot be written as JSON, which does not happen.
+    pub(crate) fn put_ledger(
+        &mut self,
+        draft: &mut RecordDraft,
+        domain: &DomainId,
+        key: LedgerKey,
+        value: Option<LedgerValue>,
+    ) -> Result<(), DatabaseError> {
+        let damaged = |error: &dyn std::fmt::Display| DatabaseError::damaged("ledger_values", error);
+        let id = key.doc_id().map_err(|error| damaged(&error))?;
+        let body = value.as_ref().map(|value| ledger_document(&key, value, domain)).transpose();
+        let place = draft.push(DocKind::Ledger, id, ledger::DOC_TYPE, None, body.map_err(|error| damaged(&error))?);
+        match &value {
+            Some(value) => drop(self.ledgers.insert(key.clone(), value.clone())),
+            None => drop(self.ledgers.remove(&key)),
+        }
+        self.changes.ledgers.insert(key, LedgerWrite { domain: domain.clone(), value, place });
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use super::{
     directory,
     load::{Loaded, Wanted, load},
     lock,
+    operation::{OperationError, operate},
     process::{Done, process},
     world::World,
 };
@@ -76,6 +77,8 @@ pub(crate) struct Writer {
 enum Answer {
     Form(super::FormId, Outcome, usize),
     Directory(Vec<Result<Written, WriteError>>, Option<usize>),
+    Operation(usize),
+    Refused(WriteError),
     /// Into the next group.
     Deferred,
 }
@@ -157,6 +160,11 @@ impl Writer {
                     self.shared.metrics.documents.increment(u64::try_from(results.len()).unwrap_or_default());
                     drop(reply.send(Ok(DirectoryReceipt { results, position: record.and_then(position) })));
                 }
+                (Job::Operation { reply, .. }, Answer::Operation(record)) => {
+                    self.shared.metrics.operations.increment(1);
+                    drop(reply.send(position(record).ok_or(WriteError::Internal)));
+                }
+                (job, Answer::Refused(error)) => refuse(job, error),
                 (job, _) => deferred.push(job),
             }
         }
@@ -311,7 +319,15 @@ fn apply(world: &mut World, jobs: &[Job], now: i64) -> Result<Vec<Answer>, Datab
             Job::Form { submission, .. } => Ok(match process(world, submission, now)? {
                 Done::Stored { form_id, outcome, record } => Answer::Form(form_id, outcome, record),
                 Done::Deferred => Answer::Deferred,
+                Done::Refused(error) => Answer::Refused(error),
             }),
+            // An operation needs everything as it is stored, so it is the first of its group.
+            Job::Operation { .. } if !world.changes.is_empty() => Ok(Answer::Deferred),
+            Job::Operation { operation, .. } => match operate(world, operation, now) {
+                Ok(record) => Ok(Answer::Operation(record)),
+                Err(OperationError::Refused(error)) => Ok(Answer::Refused(error)),
+                Err(OperationError::Database(error)) => Err(error),
+            },
             Job::Directory { write, .. } => {
                 let (results, record) = directory::apply(world, write);
                 Ok(Answer::Directory(results, record))
@@ -348,6 +364,7 @@ fn refusal(error: DatabaseError) -> WriteError {
 fn refuse(job: Job, error: WriteError) {
     match job {
         Job::Form { reply, .. } => drop(reply.send(Err(error))),
+        Job::Operation { reply, .. } => drop(reply.send(Err(error))),
         Job::Directory { reply, .. } => drop(reply.send(Err(error))),
     }
 }

@@ -21,15 +21,18 @@ use super::{ParseError, ParseLimits, datetime, encoding::is_legal};
 /// Different namespaces a form may use; real ones use fewer than ten.
 const MAX_NAMESPACES: usize = 256;
 
-/// Reads a form into its JSON, with datetimes normalised and `#type` first.
+/// Makes the value of an element's or attribute's text.
+pub(super) type Leaf = fn(Cow<'_, str>) -> Value;
+
+/// Reads a form into its JSON, `#type` first; `leaf` decides about datetimes.
 ///
 /// # Errors
 /// [`ParseError`] for anything that is not well-formed, crosses a limit, or needs a DTD.
-pub(super) fn read(text: &str, limits: &ParseLimits) -> Result<Map<String, Value>, ParseError> {
+pub(super) fn read(text: &str, limits: &ParseLimits, leaf: Leaf) -> Result<Map<String, Value>, ParseError> {
     let mut reader = NsReader::from_str(text);
     reader.config_mut().expand_empty_elements = true;
     reader.resolver_mut().set_max_namespace_bindings(MAX_NAMESPACES);
-    let mut tree = Tree { reader, limits, nodes: 0, namespaces: Vec::new(), open: Vec::new(), root: None };
+    let mut tree = Tree { reader, limits, leaf, nodes: 0, namespaces: Vec::new(), open: Vec::new(), root: None };
     let mut first = true;
     loop {
         let event = tree.reader.read_event().map_err(|error| tree.syntax(&error))?;
@@ -78,6 +81,7 @@ struct Open<'t> {
 struct Tree<'t, 'l> {
     reader: NsReader<&'t [u8]>,
     limits: &'l ParseLimits,
+    leaf: Leaf,
     nodes: usize,
     namespaces: Vec<String>,
     open: Vec<Open<'t>>,
@@ -140,7 +144,7 @@ impl<'t> Tree<'t, '_> {
             if matches!(value, Cow::Owned(_)) && !value.chars().all(is_legal) {
                 return Err(self.malformed("reference to a character that is not allowed"));
             }
-            if members.insert(key, leaf(value)).is_some() {
+            if members.insert(key, (self.leaf)(value)).is_some() {
                 return Err(self.malformed("an attribute is given twice"));
             }
         }
@@ -149,7 +153,7 @@ impl<'t> Tree<'t, '_> {
 
     fn close(&mut self, name: QName<'_>) -> Result<(), ParseError> {
         let Some(element) = self.open.pop() else { return Err(self.malformed("unexpected end tag")) };
-        let (value, height) = element.finish(self.open.is_empty());
+        let (value, height) = element.finish(self.open.is_empty(), self.leaf);
         let Some(parent) = self.open.last_mut() else {
             if height > self.limits.max_depth {
                 return Err(ParseError::TooDeep { limit: self.limits.max_depth });
@@ -286,7 +290,7 @@ impl<'t> Open<'t> {
     }
 
     /// The element's value and its height: 0 for text, else the levels it nests.
-    fn finish(mut self, is_root: bool) -> (Value, usize) {
+    fn finish(mut self, is_root: bool, leaf: Leaf) -> (Value, usize) {
         if self.members.is_empty() && !is_root {
             return (leaf(self.text), 0);
         }
@@ -297,8 +301,13 @@ impl<'t> Open<'t> {
     }
 }
 
+/// A text value as it was sent.
+pub(super) fn as_sent(text: Cow<'_, str>) -> Value {
+    Value::String(text.into_owned())
+}
+
 /// A text value, normalised if it is a datetime.
-fn leaf(text: Cow<'_, str>) -> Value {
+pub(super) fn normalised(text: Cow<'_, str>) -> Value {
     Value::String(datetime::normalise(&text).unwrap_or_else(|| text.into_owned()))
 }
 

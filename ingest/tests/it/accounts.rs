@@ -40,7 +40,7 @@ async fn strangers_are_challenged_and_the_domains_setting_opens_the_door() {
     let refused = service.send(Request::post("/a/demo/receiver/").body(Body::from("x")).unwrap()).await;
     assert!(refused.headers["www-authenticate"].to_str().unwrap().starts_with("Basic "));
     assert_eq!(service.number("SELECT count(*) FROM forms").await, 0);
-    service.ingest.accounts().set_secure_submissions(&demo(), false).await.unwrap();
+    service.ingest.accounts().set_domain(&demo(), Some(false), None).await.unwrap();
     assert_eq!(post_as(&service, None, "/a/demo/receiver/").await, StatusCode::CREATED);
     assert_eq!(post_as(&service, None, "/a/demo/receiver/secure/").await, StatusCode::UNAUTHORIZED);
 }
@@ -105,7 +105,10 @@ async fn workers_submit_under_either_name_and_nothing_else() {
     assert_eq!(post_as(&service, Some(basic("asha@demo", "pw1")), "/a/demo/receiver/").await, StatusCode::UNAUTHORIZED);
     assert_eq!(post_as(&service, Some(basic("asha@demo", "pw2")), "/a/demo/receiver/").await, StatusCode::CREATED);
     service.call("PUT", &path, r#"{"is_active": false}"#).await;
-    assert_eq!(post_as(&service, Some(basic("asha@demo", "pw2")), "/a/demo/receiver/").await, StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        post_as(&service, Some(basic("asha@demo", "pw2")), "/a/demo/receiver/").await,
+        StatusCode::NOT_ACCEPTABLE
+    );
     assert_eq!(service.call("PUT", "/a/demo/api/v0.5/user/nobody/", "{}").await.status, StatusCode::NOT_FOUND);
     let taken = service.call("POST", "/a/demo/api/v0.5/user/", r#"{"username": "asha"}"#).await;
     assert_eq!(taken.status, StatusCode::CONFLICT);

@@ -126,7 +126,7 @@ async fn a_taken_id_is_stored_under_a_fresh_one() {
     let service = start().await;
     let other = schemas::id::DomainId::new("other").unwrap();
     service.ingest.accounts().create_domain(&other).await.unwrap();
-    service.ingest.accounts().set_secure_submissions(&other, false).await.unwrap();
+    service.ingest.accounts().set_domain(&other, Some(false), None).await.unwrap();
     service.stored(&form("f1", "1", &case("c1", &create("Asha")))).await;
     let request = axum::http::Request::post("/a/other/receiver/").body(form("f1", "1", "").into()).unwrap();
     let elsewhere = service.send(request).await;

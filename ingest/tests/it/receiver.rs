@@ -75,11 +75,11 @@ async fn parts_are_checked_as_the_contract_says() {
         assert!(answer.body.contains(text), "{answer:?}");
     }
     let photo = service.ingest.attachment(&demo(), &FormId::new("f1").unwrap(), "photo").await.unwrap().unwrap();
-    assert_eq!(&photo[..], b"pixels");
+    assert_eq!(&photo.0[..], b"pixels");
     // An edit without the photo keeps it.
     service.stored(&form("f1", "2", &case("c1", &create("Y")))).await;
     let photo = service.ingest.attachment(&demo(), &FormId::new("f1").unwrap(), "photo").await.unwrap().unwrap();
-    assert_eq!(&photo[..], b"pixels");
+    assert_eq!(&photo.0[..], b"pixels");
 }
 
 #[tokio::test]

@@ -174,9 +174,9 @@ pub(crate) fn body(document: &ChangedDocument) -> Value {
     serde_json::from_str(document.body.as_ref().unwrap().get()).unwrap()
 }
 
-/// The record's documents of a kind, as (id, document type, body).
+/// The record's documents of a kind that are there, as (id, document type, body).
 pub(crate) fn documents(record: &ChangeRecord, kind: DocKind) -> Vec<(String, String, Value)> {
-    let of_kind = record.documents.iter().filter(|document| document.kind == kind);
+    let of_kind = record.documents.iter().filter(|document| document.kind == kind && document.body.is_some());
     of_kind.map(|document| (document.id.to_string(), document.document_type.clone(), body(document))).collect()
 }
 

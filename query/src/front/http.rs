@@ -1,15 +1,17 @@
 //! What HTTP answers share: who is calling, the freshness headers, errors (rest-api.md §1).
 
+use std::convert::Infallible;
+
 use axum::{
     Json,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header},
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use base64::Engine as _;
 use schemas::{
     error::{Classify, ErrorClass},
     id::DomainId,
-    port::{Credentials, Permission, Principal, Secret},
+    port::{AuthError, Credentials, Permission, Principal},
     position::Position,
 };
 
@@ -21,14 +23,42 @@ const AS_OF: HeaderName = HeaderName::from_static("x-millrace-as-of");
 const COMPLETE_THROUGH: HeaderName = HeaderName::from_static("x-millrace-complete-through");
 const ERRORS: HeaderName = HeaderName::from_static("x-millrace-errors");
 
+/// What of a request says who sends it and what for.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    method: Method,
+    /// Path and parameters.
+    pub(crate) uri: Uri,
+    /// Headers.
+    pub(crate) headers: HeaderMap,
+}
+
+impl Asked {
+    /// Of a request's head.
+    pub(crate) fn of(parts: &Parts) -> Self {
+        Self { method: parts.method.clone(), uri: parts.uri.clone(), headers: parts.headers.clone() }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Asked {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(parts))
+    }
+}
+
 /// Checks who calls, and that they may read the domain of the path.
 ///
 /// # Errors
 /// [`QueryError::NoCredentials`], [`QueryError::Auth`], [`QueryError::Forbidden`], [`QueryError::NotFound`] for a text that
 /// cannot be a domain.
-pub(crate) async fn caller(state: &QueryState, domain: &str, headers: &HeaderMap) -> Result<Principal, QueryError> {
+pub(crate) async fn caller(state: &QueryState, domain: &str, asked: &Asked) -> Result<Principal, QueryError> {
     let domain = DomainId::new(domain).map_err(|error| QueryError::NotFound(error.to_string()))?;
-    let Some(credentials) = credentials(headers) else {
+    let target = asked.uri.path_and_query().map_or("", |target| target.as_str());
+    let header = asked.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let credentials = header.and_then(|value| Credentials::of_header(value, asked.method.as_str(), target));
+    let Some(credentials) = credentials else {
         return Err(QueryError::NoCredentials { domain: domain.to_string() });
     };
     let principal = state.auth.authenticate(&domain, &credentials).await?;
@@ -36,24 +66,6 @@ pub(crate) async fn caller(state: &QueryState, domain: &str, headers: &HeaderMap
         return Err(QueryError::Forbidden { username: principal.username, domain: domain.to_string() });
     }
     Ok(principal)
-}
-
-/// Reads `Basic …` and `ApiKey user:key`; the scheme's letter case does not matter.
-fn credentials(headers: &HeaderMap) -> Option<Credentials> {
-    let text = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, rest) = text.trim().split_once(' ')?;
-    let rest = rest.trim();
-    if scheme.eq_ignore_ascii_case("basic") {
-        let bytes = base64::engine::general_purpose::STANDARD.decode(rest).ok()?;
-        let text = String::from_utf8(bytes).ok()?;
-        let (username, password) = text.split_once(':')?;
-        return Some(Credentials::Password { username: username.to_owned(), password: Secret(password.to_owned()) });
-    }
-    if scheme.eq_ignore_ascii_case("apikey") {
-        let (username, key) = rest.split_once(':')?;
-        return Some(Credentials::ApiKey { username: username.to_owned(), key: Secret(key.to_owned()) });
-    }
-    None
 }
 
 /// The parameters of a request, in order.
@@ -111,7 +123,8 @@ pub(crate) fn refuse(error: &QueryError, body: impl IntoResponse) -> Response {
     }
     // Clients take Retry-After as a promise; it goes with this status and no other.
     if status == StatusCode::TOO_MANY_REQUESTS {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let seconds = if let QueryError::Auth(AuthError::LockedOut { seconds, .. }) = error { *seconds } else { 1 };
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     response
 }
@@ -119,29 +132,4 @@ pub(crate) fn refuse(error: &QueryError, body: impl IntoResponse) -> Response {
 /// An error as `{"error": …}`.
 pub(crate) fn refuse_json(error: &QueryError) -> Response {
     refuse(error, Json(serde_json::json!({ "error": error.to_string() })))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn credentials_are_read_from_both_schemes() {
-        let read = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
-            match credentials(&headers) {
-                Some(Credentials::Password { username, password }) => Some(("password", username, password.0)),
-                Some(Credentials::ApiKey { username, key }) => Some(("key", username, key.0)),
-                None => None,
-            }
-        };
-        let is = |kind, user: &str, secret: &str| Some((kind, user.to_owned(), secret.to_owned()));
-        assert_eq!(read("basic YWRtaW5AZGVtbzphOmI="), is("password", "admin@demo", "a:b"));
-        assert_eq!(read("ApiKey me@x.org:k1"), is("key", "me@x.org", "k1"));
-        assert_eq!(read("apikey me:k:2"), is("key", "me", "k:2"));
-        for bad in ["Bearer x", "Basic ???", "ApiKey nokey", "Basic"] {
-            assert_eq!(read(bad), None, "{bad}");
-        }
-    }
 }

@@ -9,7 +9,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Path, State},
-    http::{HeaderMap, HeaderValue, Request, header},
+    http::{HeaderMap, HeaderValue, Request, header, request::Parts},
     response::Response,
     routing::post,
 };
@@ -21,7 +21,7 @@ use serde::Deserialize;
 use super::{
     Doors, Freshness,
     encode::{Encoder, Format},
-    http,
+    http::{self, Asked},
 };
 use crate::{
     QueryError,
@@ -45,11 +45,12 @@ struct Statement {
 }
 
 async fn sql(State(doors): State<Doors>, Path(domain): Path<String>, request: Request<Body>) -> Response {
-    let principal = match http::caller(&doors.state, &domain, request.headers()).await {
+    let (parts, body) = request.into_parts();
+    let principal = match http::caller(&doors.state, &domain, &Asked::of(&parts)).await {
         Ok(principal) => principal,
         Err(error) => return http::refuse_json(&error),
     };
-    match answer(&doors, &principal, request).await {
+    match answer(&doors, &principal, parts, body).await {
         Ok(response) => response,
         Err(error) => {
             let mut response = http::refuse_json(&error);
@@ -59,10 +60,9 @@ async fn sql(State(doors): State<Doors>, Path(domain): Path<String>, request: Re
     }
 }
 
-async fn answer(doors: &Doors, principal: &Principal, request: Request<Body>) -> Result<Response, QueryError> {
+async fn answer(doors: &Doors, principal: &Principal, parts: Parts, body: Body) -> Result<Response, QueryError> {
     let engine = doors.engine()?;
     let config = engine.config();
-    let (parts, body) = request.into_parts();
     let parameters = http::parameters(&parts.uri)?;
     let receipt = http::receipt(&parameters)?;
     let format = format(&parts.headers, &parameters);

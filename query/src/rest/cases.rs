@@ -21,7 +21,10 @@ use super::{
     read,
     scan::{Condition, Documents, Row},
 };
-use crate::{QueryError, front::Doors};
+use crate::{
+    QueryError,
+    front::{Doors, http::Asked},
+};
 
 /// Most cases of one answer.
 const MAX: usize = 5000;
@@ -44,18 +47,13 @@ pub(super) fn routes() -> Router<Doors> {
     router
 }
 
-async fn list(State(doors): State<Doors>, Path(domain): Path<String>, headers: HeaderMap, uri: Uri) -> Response {
-    let here = format!("{}{}", origin(&headers), uri.path());
-    read(&doors, &domain, &headers, &uri, Wording::Spoken, move |read| list_cases(read, &here)).await
+async fn list(State(doors): State<Doors>, Path(domain): Path<String>, asked: Asked) -> Response {
+    let here = format!("{}{}", origin(&asked.headers), asked.uri.path());
+    read(&doors, &domain, &asked, Wording::Spoken, move |read| list_cases(read, &here)).await
 }
 
-async fn detail(
-    State(doors): State<Doors>,
-    Path((domain, id)): Path<(String, String)>,
-    headers: HeaderMap,
-    uri: Uri,
-) -> Response {
-    read(&doors, &domain, &headers, &uri, Wording::Spoken, move |read| {
+async fn detail(State(doors): State<Doors>, Path((domain, id)): Path<(String, String)>, asked: Asked) -> Response {
+    read(&doors, &domain, &asked, Wording::Spoken, move |read| {
         let shape = Shape::read(&mut read.parameters.clone())?;
         if id.contains(',') {
             return several(read, id.split(','), &[], &shape);
@@ -71,10 +69,9 @@ async fn detail(
 async fn by_external_id(
     State(doors): State<Doors>,
     Path((domain, external_id)): Path<(String, String)>,
-    headers: HeaderMap,
-    uri: Uri,
+    asked: Asked,
 ) -> Response {
-    read(&doors, &domain, &headers, &uri, Wording::Spoken, move |read| {
+    read(&doors, &domain, &asked, Wording::Spoken, move |read| {
         let shape = Shape::read(&mut read.parameters.clone())?;
         let found = find_external(read, &external_id)?;
         match found.as_slice() {
@@ -100,14 +97,8 @@ struct Wanted {
     external_ids: Vec<String>,
 }
 
-async fn bulk_fetch(
-    State(doors): State<Doors>,
-    Path(domain): Path<String>,
-    headers: HeaderMap,
-    uri: Uri,
-    body: Bytes,
-) -> Response {
-    read(&doors, &domain, &headers, &uri, Wording::Spoken, move |read| {
+async fn bulk_fetch(State(doors): State<Doors>, Path(domain): Path<String>, asked: Asked, body: Bytes) -> Response {
+    read(&doors, &domain, &asked, Wording::Spoken, move |read| {
         let wanted: Wanted = serde_json::from_slice(&body)
             .map_err(|_| QueryError::Parameter("Payload must be valid JSON".to_owned()))?;
         if wanted.case_ids.is_empty() && wanted.external_ids.is_empty() {

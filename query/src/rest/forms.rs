@@ -3,7 +3,7 @@
 use axum::{
     Router,
     extract::{Path, State},
-    http::{HeaderMap, Uri},
+    http::Uri,
     response::Response,
     routing::get,
 };
@@ -18,7 +18,10 @@ use super::{
     read,
     scan::{Condition, Documents, Order, Row},
 };
-use crate::{QueryError, front::Doors};
+use crate::{
+    QueryError,
+    front::{Doors, http::Asked},
+};
 
 /// Most forms of one page.
 const MAX: usize = 1000;
@@ -42,9 +45,9 @@ pub(super) fn routes() -> Router<Doors> {
     router
 }
 
-async fn list(State(doors): State<Doors>, Path(domain): Path<String>, headers: HeaderMap, uri: Uri) -> Response {
-    let zone = has_zone(&uri);
-    read(&doors, &domain, &headers, &uri, Wording::Silent, move |read| {
+async fn list(State(doors): State<Doors>, Path(domain): Path<String>, asked: Asked) -> Response {
+    let zone = has_zone(&asked.uri);
+    read(&doors, &domain, &asked, Wording::Silent, move |read| {
         let page = Page::read(&read.parameters, MAX)?;
         let (conditions, order) = (conditions(&read.parameters)?, order(&read.parameters)?);
         let found = documents(read).page(&conditions, &order, page.offset, page.limit)?;
@@ -54,14 +57,9 @@ async fn list(State(doors): State<Doors>, Path(domain): Path<String>, headers: H
     .await
 }
 
-async fn detail(
-    State(doors): State<Doors>,
-    Path((domain, id)): Path<(String, String)>,
-    headers: HeaderMap,
-    uri: Uri,
-) -> Response {
-    let zone = has_zone(&uri);
-    read(&doors, &domain, &headers, &uri, Wording::Silent, move |read| {
+async fn detail(State(doors): State<Doors>, Path((domain, id)): Path<(String, String)>, asked: Asked) -> Response {
+    let zone = has_zone(&asked.uri);
+    read(&doors, &domain, &asked, Wording::Silent, move |read| {
         let shown = |row: &Row| matches!(doc_type(row), "XFormInstance" | "XFormArchived");
         match documents(read).get(&id)?.filter(shown) {
             Some(row) => json(&object(&row, read, zone)),

@@ -425,6 +425,9 @@ impl Authenticator for FakeAuth {
         let (username, right) = match credentials {
             Credentials::Password { username, password } => (username, password.0 == PASSWORD),
             Credentials::ApiKey { username, key } => (username, key.0 == "k1"),
+            Credentials::Token(_) | Credentials::Digest(_) => {
+                return Err(AuthError::Refused { domain: domain.to_string() });
+            }
         };
         let permissions = match username.as_str() {
             USER => vec![Permission::ReadData],
@@ -440,6 +443,10 @@ impl Authenticator for FakeAuth {
             username: username.clone(),
             permissions,
         })
+    }
+
+    fn digest_challenge(&self, _stale: bool) -> String {
+        "Digest".to_owned()
     }
 }
 

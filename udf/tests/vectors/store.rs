@@ -76,7 +76,7 @@ impl Related for Store {
             DocKind::Form => "XFormInstance",
             DocKind::User => "CommCareUser",
             DocKind::Location => "Location",
-            DocKind::DataSource | DocKind::AggregateView => "none",
+            DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => "none",
         };
         match relation {
             Relation::Document(of) => self.document(key, kind(of)).into_iter().collect(),

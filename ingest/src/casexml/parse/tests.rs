@@ -150,8 +150,13 @@ fn indices_and_attachments_are_read() {
     assert_eq!(
         found.attachments,
         [
-            AttachmentChange { name: "photo".into(), src: Some("p.jpg".into()), from: Some("local".into()) },
-            AttachmentChange { name: "old".into(), src: None, from: None }
+            AttachmentChange {
+                name: "photo".into(),
+                src: Some("p.jpg".into()),
+                from: Some("local".into()),
+                file: None
+            },
+            AttachmentChange { name: "old".into(), src: None, from: None, file: None }
         ]
     );
 }

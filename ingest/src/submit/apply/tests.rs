@@ -14,7 +14,7 @@ impl Cases {
         let blocks = parse_text(&format!("<d xmlns='n'>{content}</d>")).unwrap().case_blocks.unwrap();
         let (form_id, domain) = (FormId::new(form_id).unwrap(), DomainId::new("demo").unwrap());
         let form = FormContext { form_id: &form_id, domain: &domain, received_on, server_modified_on: received_on };
-        apply_blocks(&mut self.0, blocks, &form)
+        apply_blocks(&mut self.0, blocks.into(), &form)
     }
 
     fn get(&self, id: &str) -> &CaseState {

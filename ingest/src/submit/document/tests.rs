@@ -4,7 +4,10 @@ use schemas::id::CaseId;
 use serde_json::json;
 
 use super::*;
-use crate::xform::tests::{fixture, parse_text};
+use crate::{
+    casexml::CaseFile,
+    xform::tests::{fixture, parse_text},
+};
 
 #[test]
 fn states_round_trip_and_name_their_documents() {
@@ -46,6 +49,7 @@ fn form_documents_show_upstreams_fields() {
         last_sync_token: None,
         date_header: None,
         submit_ip: None,
+        history: &[],
         form: &form.json,
         meta: Some(&form.meta),
     };
@@ -91,8 +95,11 @@ fn dynamic_properties_do_not_hide_columns_or_repeat_keys() {
 
 #[test]
 fn every_key_of_a_case_document_is_taken() {
-    let case = CaseState::new(CaseId::new("c").unwrap(), DomainId::new("demo").unwrap());
+    let mut case = CaseState::new(CaseId::new("c").unwrap(), DomainId::new("demo").unwrap());
+    let file = CaseFile { key: uuid::Uuid::nil(), content_type: None, content_length: 3 };
+    case.attachments.insert("photo".to_owned(), file);
     let document: Value = serde_json::from_str(case_document(&case, Some(&[])).unwrap().get()).unwrap();
+    assert_eq!(document["case_attachments"], json!({"photo": {"content_type": null, "content_length": 3}}));
     let mut keys: Vec<&str> = document.as_object().unwrap().keys().map(String::as_str).collect();
     let mut taken = TAKEN.to_vec();
     keys.sort_unstable();

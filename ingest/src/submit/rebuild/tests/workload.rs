@@ -96,6 +96,7 @@ fn check_form(submission: &Value, expected: &Value, kind: &str) {
         last_sync_token: None,
         date_header: None,
         submit_ip: None,
+        history: &[],
         form: &form.json,
         meta: Some(&form.meta),
     };

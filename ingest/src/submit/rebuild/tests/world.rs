@@ -62,7 +62,7 @@ impl World {
     ) -> Result<(), CaseError> {
         let form = FormContext { form_id, domain, received_on: now, server_modified_on: now };
         let before = self.cases.clone();
-        let touches = apply_blocks(&mut self.cases, blocks, &form)?;
+        let touches = apply_blocks(&mut self.cases, blocks.into(), &form)?;
         if let Err(error) = check_indices(&self.cases, &touches, &|_| false) {
             self.cases = before;
             return Err(error);
@@ -90,7 +90,7 @@ impl World {
         for rows in self.rows.values_mut() {
             rows.retain(|row| row.form_id.as_ref() != Some(form_id));
         }
-        let touches = group_by_case(blocks);
+        let touches = group_by_case(blocks.into());
         let new: Vec<CaseId> = touches.iter().map(|touch| touch.case_id.clone()).collect();
         for touch in touches {
             self.add_row(form_id, touch, old.received_on);

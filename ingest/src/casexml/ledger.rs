@@ -222,7 +222,10 @@ mod tests {
 
     use super::*;
 
-    fn changes(form: Value) -> Result<Vec<(String, String, String, LedgerKind, i64)>, CaseError> {
+    /// Case, section, entry, kind and quantity of a change.
+    type Said = (String, String, String, LedgerKind, i64);
+
+    fn changes(form: Value) -> Result<Vec<Said>, CaseError> {
         let Value::Object(form) = form else { unreachable!() };
         let changes = find_ledger_changes(&form)?;
         Ok(changes
@@ -231,7 +234,7 @@ mod tests {
             .collect())
     }
 
-    fn row(case: &str, section: &str, kind: LedgerKind, quantity: i64) -> (String, String, String, LedgerKind, i64) {
+    fn row(case: &str, section: &str, kind: LedgerKind, quantity: i64) -> Said {
         (case.to_owned(), section.to_owned(), "p".to_owned(), kind, quantity)
     }
 

@@ -170,6 +170,11 @@ impl Related for All<'_> {
                 })
                 .map(|(_, found)| self.take(found))
                 .collect(),
+            Relation::Ledgers => documents
+                .iter()
+                .filter(|((kind, _), (_, body))| *kind == DocKind::Ledger && body["case_id"] == key)
+                .map(|(_, found)| self.take(found))
+                .collect(),
             _ => Vec::new(),
         }
     }
@@ -318,6 +323,16 @@ fn mothers() -> Value {
                 "items_expression": {"type": "get_subcases", "case_id_expression": property("_id")}}))]})
 }
 
+/// Mothers at high risk with their stock: told apart by a property of their own, and reading ledgers.
+fn at_risk() -> Value {
+    let is = |name: &str, value: &str| json!({"type": "boolean_expression", "operator": "eq", "expression": property(name), "property_value": value});
+    json!({"doc_type": "DataSourceConfiguration", "domain": DOMAIN, "table_id": "at_risk", "referenced_doc_type": "CommCareCase",
+        "configured_filter": {"type": "and", "filters": [is("type", "mother"), is("risk", "high")]},
+        "configured_indicators": [column("owner_id", "string", &property("owner_id")),
+            {"type": "ledger_balances", "column_id": "soh", "display_name": "soh", "ledger_section": "stock",
+             "product_codes": ["iron", "folic"], "case_id_expression": property("_id")}]})
+}
+
 fn simple(table: &str, doc_type: &str, columns: &[(&str, &str)]) -> Value {
     let indicators: Vec<Value> = columns.iter().map(|(id, name)| column(id, "string", &property(name))).collect();
     json!({"doc_type": "DataSourceConfiguration", "domain": DOMAIN, "table_id": table, "referenced_doc_type": doc_type,
@@ -370,6 +385,12 @@ enum Step {
         mother: bool,
         id: u8,
     },
+    /// What a mother has of iron, or of folic acid; nothing any more.
+    Stock {
+        mother: u8,
+        iron: bool,
+        balance: Option<u8>,
+    },
     MoveWorker {
         id: u8,
         place: u8,
@@ -396,6 +417,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0u8..12, 0u8..9, prop::option::of(0u16..50)).prop_map(|(id, mother, kg)| Step::Child { id, mother, kg }),
         4 => (0u8..8, 0u8..12, any::<bool>()).prop_map(|(mother, child, high)| Step::Both { mother, child, high }),
         2 => (any::<bool>(), 0u8..12).prop_map(|(mother, id)| Step::Delete { mother, id }),
+        3 => (0u8..8, any::<bool>(), prop::option::of(0u8..9))
+            .prop_map(|(mother, iron, balance)| Step::Stock { mother, iron, balance }),
         2 => (0u8..5, 0u8..6).prop_map(|(id, place)| Step::MoveWorker { id, place }),
         2 => (0u8..6, 0u8..6).prop_map(|(id, parent)| Step::MovePlace { id, parent }),
         1 => any::<bool>().prop_map(|extra| Step::Children { extra }),
@@ -423,6 +446,15 @@ fn commit(world: &mut World, step: &Step) -> Option<Position> {
         Step::Child { id, mother, kg } => vec![child(*id, *mother, *kg)],
         Step::Both { mother: m, child: c, high } => vec![mother(*m, c % 4, *high), child(*c, *m, Some(u16::from(*c)))],
         Step::Delete { mother, id } => vec![(DocKind::Case, format!("{}{id}", if *mother { "m" } else { "c" }), None)],
+        Step::Stock { mother, iron, balance } => {
+            let product = if *iron { "iron" } else { "folic" };
+            let id = format!("m{mother}/stock/{product}");
+            let body = balance.map(|balance| {
+                json!({"_id": id, "domain": DOMAIN, "doc_type": "LedgerValue", "case_id": format!("m{mother}"),
+                    "section_id": "stock", "entry_id": product, "product_code": product, "balance": balance})
+            });
+            vec![(DocKind::Ledger, id, body)]
+        }
         Step::MoveWorker { id, place } => vec![(
             DocKind::User,
             format!("w{id}"),
@@ -448,7 +480,7 @@ fn compare(world: &World, snapshot: &Snapshot) {
     let domain = DomainId::new(DOMAIN).unwrap();
     let tables = &snapshot.domains[&domain].tables;
     let definition = |kind, id: &str| world.documents.get(&(kind, id.to_owned())).map(|(_, body)| body.clone());
-    let sources: BTreeMap<String, DataSource> = ["children", "mothers", "workers", "places"]
+    let sources: BTreeMap<String, DataSource> = ["children", "mothers", "at_risk", "workers", "places"]
         .into_iter()
         .filter_map(|id| Some((id.to_owned(), DataSource::compile(&definition(DocKind::DataSource, id)?).unwrap())))
         .collect();
@@ -500,6 +532,7 @@ fn history(steps: &[Step]) {
                 place("by_place", by_place(false)),
                 source("children", children(false)),
                 source("mothers", mothers()),
+                source("at_risk", at_risk()),
                 source(
                     "workers",
                     simple("workers", "CommCareUser", &[("user_id", "_id"), ("location_id", "location_id")]),
@@ -552,7 +585,12 @@ fn a_plain_history_is_followed() {
         Step::MovePlace { id: 2, parent: 3 },
         Step::MovePlace { id: 3, parent: 3 },
         Step::Cut,
+        Step::Stock { mother: 1, iron: true, balance: Some(5) },
+        Step::Cut,
         Step::Mother { id: 1, owner: 1, high: false },
+        Step::Cut,
+        Step::Stock { mother: 1, iron: true, balance: None },
+        Step::Mother { id: 1, owner: 2, high: true },
         Step::Cut,
         Step::Both { mother: 1, child: 2, high: true },
         Step::Children { extra: true },

@@ -57,7 +57,7 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         running = Box::pin(server::start(config)) => running?,
         () = signals.next() => return Ok(ExitCode::from(FORCED)),
     };
-    display::say(&format!("server: ready ({:.1} s)", began.elapsed().as_secs_f64()));
+    display::say(&format!("server: listening ({:.1} s)", began.elapsed().as_secs_f64()));
 
     let stop = CancellationToken::new();
     let outcome = {

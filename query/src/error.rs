@@ -16,10 +16,12 @@ use crate::closest::closest;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum QueryError {
     /// No `Authorization` header, or one of a scheme that is not known.
-    #[error("credentials are needed to read domain `{domain}`; send Basic or ApiKey authorization")]
+    #[error("credentials are needed to read domain `{domain}`; send Basic, Digest, ApiKey or Bearer authorization")]
     NoCredentials {
         /// The domain asked for.
         domain: String,
+        /// A challenge for clients that answer digests, where there is one.
+        digest: Option<String>,
     },
     /// The credentials were not accepted.
     #[error(transparent)]

@@ -59,13 +59,20 @@ pub(crate) async fn caller(state: &QueryState, domain: &str, asked: &Asked) -> R
     let header = asked.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let credentials = header.and_then(|value| Credentials::of_header(value, asked.method.as_str(), target));
     let Some(credentials) = credentials else {
-        return Err(QueryError::NoCredentials { domain: domain.to_string() });
+        return Err(asks(state, &domain, false));
     };
-    let principal = state.auth.authenticate(&domain, &credentials).await?;
+    let principal = match state.auth.authenticate(&domain, &credentials).await {
+        Err(AuthError::Stale) => return Err(asks(state, &domain, true)),
+        answered => answered?,
+    };
     if principal.domain != domain || !principal.may(Permission::ReadData) {
         return Err(QueryError::Forbidden { username: principal.username, domain: domain.to_string() });
     }
     Ok(principal)
+}
+
+fn asks(state: &QueryState, domain: &DomainId, stale: bool) -> QueryError {
+    QueryError::NoCredentials { domain: domain.to_string(), digest: Some(state.auth.digest_challenge(stale)) }
 }
 
 /// The parameters of a request, in order.
@@ -120,6 +127,11 @@ pub(crate) fn refuse(error: &QueryError, body: impl IntoResponse) -> Response {
         response
             .headers_mut()
             .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"millrace\", charset=\"UTF-8\""));
+        if let QueryError::NoCredentials { digest: Some(digest), .. } = error
+            && let Ok(digest) = HeaderValue::from_str(digest)
+        {
+            response.headers_mut().append(header::WWW_AUTHENTICATE, digest);
+        }
     }
     // Clients take Retry-After as a promise; it goes with this status and no other.
     if status == StatusCode::TOO_MANY_REQUESTS {

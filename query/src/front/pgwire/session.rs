@@ -72,7 +72,7 @@ impl Session {
     }
 
     fn login(&self) -> Result<&Login, QueryError> {
-        self.login.get().ok_or_else(|| QueryError::NoCredentials { domain: String::new() })
+        self.login.get().ok_or_else(|| QueryError::NoCredentials { domain: String::new(), digest: None })
     }
 
     /// What the next statement sees; waits for the session's receipt if there is one.

@@ -50,6 +50,57 @@ pub struct IngestConfig {
     /// Keep what HTTP digest authentication needs of each new password: a hash that is as good as the password to whoever
     /// reads the account table. Phones on Java ME and some scripts need it. Default on.
     pub digest: bool,
+    /// Rate limits of submissions. They hold a domain back only while the process as a whole is over its limit and the domain
+    /// over its own share.
+    pub rate_limits: RateLimitConfig,
+}
+
+/// Rate limits of submissions (platform.md §11.2).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimitConfig {
+    /// Whether the limits are enforced. Default off.
+    pub enforced: bool,
+    /// Longest wait of a submission for room, in milliseconds; then 429. Default 15,000.
+    pub longest_wait_ms: u64,
+    /// Limits of forms.
+    pub forms: Share,
+    /// Limits of changed cases.
+    pub case_updates: Share,
+}
+
+/// Limits of one kind of work.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// A day's share of each active mobile worker; the other windows follow from it.
+    pub per_worker_day: f64,
+    /// Share of a domain besides its workers': a second's, a minute's, an hour's, a day's, a week's.
+    pub per_domain: [f64; 5],
+    /// Limits of the whole process, at which shares begin to count: in the same windows.
+    pub global: [f64; 5],
+}
+
+/// Stands for no limit in a window; TOML knows no better.
+const UNLIMITED: f64 = 1e15;
+
+impl Default for RateLimitConfig {
+    fn default() -> Self {
+        Self {
+            enforced: false,
+            longest_wait_ms: 15_000,
+            forms: Share {
+                per_worker_day: 46.0,
+                per_domain: [1.0, 10.0, 30.0, 50.0, 100.0],
+                global: [30.0, 400.0, 17_000.0, UNLIMITED, UNLIMITED],
+            },
+            case_updates: Share {
+                per_worker_day: 460.0,
+                per_domain: [10.0, 100.0, 300.0, 500.0, 1000.0],
+                global: [300.0, 4_000.0, 170_000.0, UNLIMITED, UNLIMITED],
+            },
+        }
+    }
 }
 
 impl Default for IngestConfig {
@@ -75,6 +126,7 @@ impl Default for IngestConfig {
             blob_directory: None,
             credential_seconds: 300,
             digest: true,
+            rate_limits: RateLimitConfig::default(),
         }
     }
 }

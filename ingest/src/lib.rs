@@ -17,6 +17,7 @@ mod domain;
 pub mod error;
 mod http;
 mod metrics;
+mod rate;
 pub mod restore;
 mod store;
 pub mod submit;
@@ -51,6 +52,7 @@ use crate::{
     },
     domain::Domains,
     metrics::IngestMetrics,
+    rate::Limiter,
     store::{
         cases, migrate,
         pool::{Address, Pool, Use},
@@ -72,6 +74,7 @@ pub struct Ingest {
     domains: Arc<Domains>,
     auth: Arc<AccountAuthenticator>,
     blobs: Blobs,
+    limiter: Limiter,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -110,7 +113,8 @@ impl Ingest {
         let blobs = Blobs::new(blobs, pool.clone(), config.blob_directory.clone(), Arc::clone(&clock), metrics);
         tasks.spawn(blobs.clone().run_mover(Duration::from_millis(config.mover_delay_ms), stop.clone()));
         tasks.spawn(trim(config.clone(), pool.clone(), Arc::clone(&clock), stop.clone()));
-        Ok(Arc::new(Self { config, pool, clock, handover, lanes, domains, auth, blobs, tasks, stop }))
+        let limiter = Limiter::new(config.rate_limits.clone(), pool.clone());
+        Ok(Arc::new(Self { config, pool, clock, handover, lanes, domains, auth, blobs, limiter, tasks, stop }))
     }
 
     /// The endpoints that write: receiver, users, locations, definitions. `views` shows how definitions are doing.

@@ -32,6 +32,7 @@ use super::{
     envelope::{self, Version},
 };
 use crate::{
+    casexml::touched_case_ids,
     config::IngestConfig,
     devicelog,
     error::WriteError,
@@ -105,6 +106,7 @@ async fn receive(
     let settings =
         state.ingest.domains.find(&domain).await.map_err(|error| Box::new(envelope::refused(&error.into())))?;
     let settings = settings.ok_or_else(unknown)?;
+    state.ingest.limiter.admit(&domain, &*state.ingest.clock).await.map_err(|limited| too_many(limited.retry_after))?;
     let permission = if door == Door::Api { Permission::EditData } else { Permission::Submit };
     let demanded = door != Door::Open || settings.secure_submissions;
     let asked = Asked::of(&request);
@@ -154,9 +156,29 @@ async fn receive(
         rules: settings.rules,
         purpose: Purpose::Store,
     };
+    let cases = changed_cases(&submission);
+    let target = submission.domain.clone();
     match state.ingest.lanes.submit(settings.lane, submission).await {
-        Ok(receipt) => Ok(envelope::stored(&receipt, version)),
+        Ok(receipt) => {
+            state.ingest.limiter.report(&target, cases, received_on);
+            Ok(envelope::stored(&receipt, version))
+        }
         Err(error) => Ok(envelope::refused(&error)),
+    }
+}
+
+/// The domain is over its rate limit; the phone tries again later.
+fn too_many(seconds: u64) -> Refusal {
+    let mut refusal = refuse(StatusCode::TOO_MANY_REQUESTS, "too many submissions to this domain; try again later");
+    refusal.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    refusal
+}
+
+/// How many cases a submission is about.
+fn changed_cases(submission: &Submission) -> usize {
+    match &submission.content {
+        Content::Form(form) => form.case_blocks.as_ref().map_or(0, |blocks| touched_case_ids(blocks).len()),
+        Content::Broken { .. } => 0,
     }
 }
 

@@ -130,3 +130,25 @@ async fn raw_xml_is_found_before_and_after_it_moves() {
     let other = schemas::id::DomainId::new("other").unwrap();
     assert!(service.ingest.form_xml(&other, &FormId::new("f1").unwrap()).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn a_domain_over_its_share_is_told_when_to_come_back() {
+    let mut config = IngestConfig { database_url: postgres::database().await, ..IngestConfig::default() };
+    config.rate_limits.enforced = true;
+    config.rate_limits.longest_wait_ms = 0;
+    config.rate_limits.forms.global = [0.0; 5];
+    config.rate_limits.forms.per_domain = [1000.0, 1000.0, 2.0, 1000.0, 1000.0];
+    let service = start_with(config).await;
+    for number in 0..2 {
+        service.stored(&form(&format!("f{number}"), "1", "")).await;
+    }
+    let refused = service.post(&form("f2", "1", "")).await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{refused:?}");
+    assert_eq!(refused.headers["retry-after"], "60");
+    assert_eq!(service.number("SELECT count(*) FROM forms").await, 2);
+    let elsewhere = schemas::id::DomainId::new("elsewhere").unwrap();
+    service.ingest.accounts().create_domain(&elsewhere).await.unwrap();
+    service.ingest.accounts().set_domain(&elsewhere, Some(false), None).await.unwrap();
+    let request = Request::post("/a/elsewhere/receiver/").body(form("f3", "1", "").into()).unwrap();
+    assert_eq!(service.send(request).await.status, StatusCode::CREATED, "others are not held back");
+}

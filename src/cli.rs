@@ -3,6 +3,7 @@
 mod account;
 mod check;
 mod configuration;
+mod import;
 mod rebuild;
 pub(crate) mod serve;
 
@@ -45,6 +46,8 @@ enum Command {
     /// Manage bearer tokens
     #[command(subcommand)]
     Token(account::TokenCommand),
+    /// Import recorded submissions into a running server
+    Import(import::ImportArgs),
     /// Compute cases again from their stored transactions
     Rebuild(rebuild::RebuildArgs),
 }
@@ -95,6 +98,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::User(command) => Box::pin(account::user(command)).await,
         Command::Apikey(command) => Box::pin(account::apikey(command)).await,
         Command::Token(command) => Box::pin(account::token(command)).await,
+        Command::Import(args) => Box::pin(import::run(args)).await,
         Command::Rebuild(args) => Box::pin(rebuild::run(args)).await,
     }
 }

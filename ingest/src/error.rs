@@ -132,6 +132,9 @@ pub enum WriteError {
     /// The content contradicts what is stored.
     #[error("{0}")]
     Conflict(String),
+    /// It is stored already, and nothing else was asked for.
+    #[error("the form is stored already")]
+    Present,
     /// The thing to change is not there.
     #[error("{0}")]
     NotFound(String),
@@ -145,7 +148,7 @@ impl Classify for WriteError {
         match self {
             Self::UnknownDomain(_) | Self::NotFound(_) => ErrorClass::NotFound,
             Self::Busy => ErrorClass::RateLimited,
-            Self::Locked | Self::Conflict(_) => ErrorClass::Conflict,
+            Self::Locked | Self::Conflict(_) | Self::Present => ErrorClass::Conflict,
             Self::Unavailable | Self::Stopping => ErrorClass::Unavailable,
             Self::Invalid(_) => ErrorClass::BadRequest,
             Self::Internal => ErrorClass::Internal,

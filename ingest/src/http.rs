@@ -7,6 +7,7 @@ mod definitions;
 mod directory;
 mod domain;
 mod envelope;
+mod import;
 mod operations;
 mod receiver;
 mod refusal;
@@ -38,6 +39,7 @@ pub(crate) fn routes(ingest: Arc<Ingest>, views: Arc<dyn ViewReader>) -> Router 
     let router = directory::routes(router);
     let router = definitions::routes(router);
     let router = operations::routes(router);
+    let router = import::routes(router);
     let router = domain::routes(router);
     // Inflating is the outer layer, so that the limit counts what comes out of it.
     router

@@ -77,6 +77,8 @@ pub(crate) enum Purpose {
     /// To be stored.
     #[default]
     Store,
+    /// To be stored unless it is, byte for byte.
+    Import,
     /// It is stored as an error form, and is to be applied again (§12.6).
     Reprocess,
 }

@@ -13,6 +13,7 @@ mod bad_input;
 mod broker;
 mod crash;
 mod forms_contract;
+mod import;
 mod manifests;
 #[path = "../oracle/oracle.rs"]
 mod oracle;

@@ -318,6 +318,11 @@ impl Server {
         others.insert(domain.to_owned(), password.trim().to_owned());
     }
 
+    /// Base URL of what takes forms in.
+    pub(crate) fn address(&self) -> &str {
+        &self.front.url
+    }
+
     /// A request without credentials. `path` follows `/a/<domain>/`.
     pub(crate) fn anonymous(&self, method: Method, domain: &str, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}/a/{domain}/{path}", self.front.url))

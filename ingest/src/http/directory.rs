@@ -24,7 +24,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{HttpState, POSITION_HEADER, both, caller, caller::Asked, refusal};
+use super::{HttpState, POSITION_HEADER, both, caller, caller::Asked, import, refusal};
 use crate::{
     auth::password,
     error::WriteError,
@@ -36,8 +36,6 @@ use crate::{
 const CHUNK: usize = 200;
 /// Passwords of an import that are hashed at the same time.
 const HASHERS: usize = 4;
-/// Rows in one import.
-const MAX_ROWS: usize = 100_000;
 
 /// Adds the routes.
 pub(super) fn routes(router: Router<HttpState>) -> Router<HttpState> {
@@ -116,7 +114,7 @@ async fn one(
     }
 }
 
-fn with_position(mut response: Response, position: Option<Position>) -> Response {
+pub(super) fn with_position(mut response: Response, position: Option<Position>) -> Response {
     if let Some(position) = position.and_then(|position| HeaderValue::from_str(&position.to_string()).ok()) {
         response.headers_mut().insert(HeaderName::from_static(POSITION_HEADER), position);
     }
@@ -177,36 +175,12 @@ async fn write(
     Ok(receipt)
 }
 
-/// A row of an import, or what is wrong with it.
-type ImportRow = Result<Map<String, Value>, WriteError>;
-
-/// Rows of a JSON array, or of JSON lines.
-fn rows(body: &[u8]) -> Result<Vec<ImportRow>, WriteError> {
-    let invalid = |error: &dyn std::fmt::Display| WriteError::Invalid(error.to_string());
-    let text = std::str::from_utf8(body).map_err(|error| invalid(&error))?;
-    let row = |value: Value| match value {
-        Value::Object(fields) => Ok(fields),
-        _ => Err(WriteError::Invalid("a row must be a JSON object".to_owned())),
-    };
-    let rows: Vec<_> = if text.trim_start().starts_with('[') {
-        let values: Vec<Value> = serde_json::from_str(text).map_err(|error| invalid(&error))?;
-        values.into_iter().map(row).collect()
-    } else {
-        let lines = text.lines().filter(|line| !line.trim().is_empty());
-        lines.map(|line| serde_json::from_str(line).map_err(|error| invalid(&error)).and_then(row)).collect()
-    };
-    if rows.len() > MAX_ROWS {
-        return Err(WriteError::Invalid(format!("an import has at most {MAX_ROWS} rows, this one has {}", rows.len())));
-    }
-    Ok(rows)
-}
-
 async fn import(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked, body: &Bytes) -> Response {
     let (domain, settings) = match caller::authorized(state, &target.domain, asked, Permission::EditUsers).await {
         Ok((domain, settings, _)) => (domain, settings),
         Err(response) => return response,
     };
-    let rows = match rows(body) {
+    let rows = match import::rows(body) {
         Ok(rows) => rows,
         Err(error) => return refusal::json_error(&error),
     };
@@ -320,16 +294,6 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn imports_are_arrays_or_lines() {
-        for body in ["[{\"a\":1},{\"a\":2}]", "{\"a\":1}\n\n{\"a\":2}\n"] {
-            assert_eq!(rows(body.as_bytes()).unwrap().len(), 2);
-        }
-        let mixed = rows(b"{\"a\":1}\nnonsense\n[1]").unwrap();
-        assert_eq!(mixed.iter().filter(|row| row.is_err()).count(), 2);
-        assert!(rows(b"[{}").is_err());
-    }
 
     #[tokio::test]
     async fn a_users_place_is_not_their_id() {

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use md5::{Digest, Md5};
 use schemas::{
     id::{DomainId, FormId},
-    port::Permission,
+    port::{Permission, Principal},
     time::parse_micros,
 };
 use serde::Deserialize;
@@ -196,6 +196,55 @@ async fn device_log(
     };
     stored.await.map_err(|error| Box::new(envelope::refused(&error.into())))?;
     Ok(envelope::accepted())
+}
+
+/// The submission of a form that was recorded elsewhere; `received_on` is when it was received there, believed only where
+/// the configuration says so.
+///
+/// # Errors
+/// [`WriteError`] if the bytes are a device log or larger than a form may be.
+pub(super) async fn recorded(
+    state: &HttpState,
+    domain: &DomainId,
+    rules: Rules,
+    caller: &Principal,
+    bytes: Bytes,
+    received_on: Option<i64>,
+) -> Result<Submission, WriteError> {
+    let config = &state.ingest.config;
+    let read = read(bytes, config).await.map_err(|_| WriteError::Internal)?;
+    let content = match read.parsed {
+        Ok(form) if form.is_device_log => {
+            return Err(WriteError::Invalid("device logs are posted one at a time".to_owned()));
+        }
+        Ok(form) => Content::Form(form),
+        Err(error @ ParseError::TooLarge { .. }) => return Err(WriteError::Invalid(error.to_string())),
+        Err(error) => {
+            let id = random_form_id().map_err(|_| WriteError::Internal)?;
+            Content::Broken { id, problem: error.to_string() }
+        }
+    };
+    let received_on = received_on.filter(|_| config.trust_submit_time);
+    Ok(Submission {
+        domain: domain.clone(),
+        content,
+        xml_md5: read.md5,
+        xml_key: Uuid::new_v4(),
+        xml_zstd: read.zstd,
+        envelope: Envelope {
+            app_id: None,
+            received_on: received_on.unwrap_or_else(|| state.ingest.clock.now_micros()),
+            auth_context: Admission::Caller(caller.clone()).context(domain),
+            openrosa_headers: Value::Object(Map::new()),
+            last_sync_token: None,
+            date_header: None,
+            submit_ip: None,
+            author: Some(caller.user_id.as_str().to_owned()),
+        },
+        attachments: Vec::new(),
+        rules,
+        purpose: Purpose::Import,
+    })
 }
 
 /// The submission of a stored form, to be applied again as it was received.

@@ -90,6 +90,11 @@ impl Lanes {
         answer.await.map_err(|_| WriteError::Internal)?
     }
 
+    /// True if a lane's queue has no room now.
+    pub(crate) fn is_full(&self, lane: LaneId) -> bool {
+        self.queues.read().get(&lane).is_some_and(|queue| queue.capacity() == 0)
+    }
+
     fn send(&self, lane: LaneId, job: Job) -> Result<(), WriteError> {
         let queues = self.queues.read();
         if queues.is_empty() {

@@ -100,6 +100,9 @@ pub(crate) fn process(world: &mut World, submission: &Submission, now: i64) -> R
         let text = format!("form {} is not an error form that could be processed again", form.form_id);
         return Ok(Done::Refused(WriteError::Conflict(text)));
     }
+    if submission.purpose == Purpose::Import && decision == Decision::Duplicate {
+        return Ok(Done::Refused(WriteError::Present));
+    }
     match decision {
         Decision::New => apply_new(world, submission, form, form.form_id.clone()),
         Decision::FreshId => {

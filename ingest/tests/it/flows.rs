@@ -201,3 +201,33 @@ async fn what_is_not_a_form_is_kept_as_a_log_and_answered_422() {
     assert!(!log.headers.contains_key("x-millrace-position"), "device logs are dropped");
     assert_eq!(service.records(Frontier::default(), 2).await.len(), 2);
 }
+
+#[tokio::test]
+async fn an_import_keeps_the_order_of_a_cases_forms_and_can_be_repeated() {
+    let service = start().await;
+    let mut lines = Vec::new();
+    for number in 0..60 {
+        let blocks = match number % 3 {
+            0 => case(&format!("c{}", number / 3), &create("A")),
+            _ => case(&format!("c{}", number / 3), &update("step", &number.to_string())),
+        };
+        lines.push(serde_json::json!({"xml": form(&format!("f{number}"), "1", &blocks)}).to_string());
+    }
+    lines.push(serde_json::json!({"xml": "<broken"}).to_string());
+    lines.push(serde_json::json!({"received_on": "2024-01-01"}).to_string());
+    lines.push("nonsense".to_owned());
+    let answer = service.call("POST", "/a/demo/import/forms/", lines.join("\n")).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    let report = answer.json();
+    assert_eq!((&report["stored"], &report["failed"]), (&60.into(), &3.into()), "{report}");
+    let rows: Vec<u64> = report["rows"].as_array().unwrap().iter().map(|row| row["row"].as_u64().unwrap()).collect();
+    assert_eq!(rows, [61, 62, 63]);
+    assert_eq!(answer.position().sequence.0, 61);
+    let last = service
+        .number("SELECT count(*) FROM cases WHERE type = 'child' AND (properties::json->>'step')::int % 3 = 2")
+        .await;
+    assert_eq!(last, 20, "the last form of each case counts");
+    let again = service.call("POST", "/a/demo/import/forms/", lines[..60].join("\n")).await.json();
+    assert_eq!((&again["stored"], &again["present"], &again["failed"]), (&0.into(), &60.into(), &0.into()));
+    assert_eq!(service.number("SELECT count(*) FROM forms").await, 61);
+}

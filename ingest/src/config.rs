@@ -28,6 +28,8 @@ pub struct IngestConfig {
     pub max_attachment_bytes: usize,
     /// Largest request with all its parts, in bytes, after decompression. Default 64 MB.
     pub max_request_bytes: usize,
+    /// Memory that bodies above a megabyte may take at the same time, in megabytes; more of them wait. Default 128.
+    pub body_memory_mb: u32,
     /// Attachments above this many bytes go to the object store before the commit, others ride in it. Default 64 kB.
     pub inline_attachment_bytes: usize,
     /// Longest wait for a form or case that another writer holds, in milliseconds; then 423. Default 5000.
@@ -116,6 +118,7 @@ impl Default for IngestConfig {
             max_form_bytes: 10 * 1024 * 1024,
             max_attachment_bytes: 15 * 1024 * 1024,
             max_request_bytes: 64 * 1024 * 1024,
+            body_memory_mb: 128,
             inline_attachment_bytes: 64 * 1024,
             lock_wait_ms: 5000,
             trust_submit_time: false,

@@ -18,6 +18,7 @@ use axum::{Router, extract::DefaultBodyLimit, routing::MethodRouter};
 use schemas::port::ViewReader;
 use tower_http::decompression::RequestDecompressionLayer;
 
+use self::receiver::BodyRoom;
 use crate::Ingest;
 
 /// Names the position of a write in answers.
@@ -28,12 +29,14 @@ pub(crate) const POSITION_HEADER: &str = "x-millrace-position";
 pub(crate) struct HttpState {
     pub(crate) ingest: Arc<Ingest>,
     pub(crate) views: Arc<dyn ViewReader>,
+    pub(crate) room: BodyRoom,
 }
 
 /// All routes of this crate.
 pub(crate) fn routes(ingest: Arc<Ingest>, views: Arc<dyn ViewReader>) -> Router {
     let limit = ingest.config.max_request_bytes;
-    let state = HttpState { ingest, views };
+    let room = BodyRoom::new(&ingest.config);
+    let state = HttpState { ingest, views, room };
     let router = Router::new();
     let router = receiver::routes(router);
     let router = directory::routes(router);

@@ -5,6 +5,7 @@
 
 mod admission;
 mod request;
+mod room;
 
 use std::net::SocketAddr;
 
@@ -42,6 +43,7 @@ use crate::{
 };
 use admission::{Admission, Options};
 use request::File;
+pub(crate) use room::BodyRoom;
 
 /// Bodies above this are parsed away from the threads that serve requests.
 const LARGE: usize = 128 * 1024;
@@ -113,7 +115,7 @@ async fn receive(
     let admission = Admission::of(&state, &domain, demanded, &options, &asked, permission).await?;
     let headers = request.headers().clone();
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_string());
-    let parts = request::read(request, &state.ingest.config).await?;
+    let parts = request::read(request, &state.ingest.config, &state.room).await?;
 
     let version = version(&headers);
     let read = read(parts.form, &state.ingest.config).await?;
@@ -158,7 +160,9 @@ async fn receive(
     };
     let cases = changed_cases(&submission);
     let target = submission.domain.clone();
-    match state.ingest.lanes.submit(settings.lane, submission).await {
+    let stored = state.ingest.lanes.submit(settings.lane, submission).await;
+    drop(parts.held);
+    match stored {
         Ok(receipt) => {
             state.ingest.limiter.report(&target, cases, received_on);
             Ok(envelope::stored(&receipt, version))

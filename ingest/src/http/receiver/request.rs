@@ -5,8 +5,13 @@ use axum::{
     http::{StatusCode, header},
 };
 use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
 
-use super::{Refusal, refuse, too_large};
+use super::{
+    Refusal, refuse,
+    room::{BodyRoom, Held},
+    too_large,
+};
 use crate::{config::IngestConfig, http::envelope};
 
 /// Name of the form's part.
@@ -28,6 +33,8 @@ pub(super) struct Parts {
     pub form: Bytes,
     /// Attachments.
     pub files: Vec<File>,
+    /// The memory that they are in.
+    pub held: Held,
 }
 
 /// An attachment.
@@ -45,19 +52,32 @@ pub(super) struct File {
 ///
 /// # Errors
 /// The response to send.
-pub(super) async fn read(request: Request, config: &IngestConfig) -> Result<Parts, Refusal> {
+pub(super) async fn read(request: Request, config: &IngestConfig, room: &BodyRoom) -> Result<Parts, Refusal> {
+    let held = room.request(request.headers());
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let parts = if content_type.is_some_and(|kind| kind.starts_with("multipart/form-data")) {
-        multipart(request, config).await?
+        multipart(request, config, held).await?
     } else {
-        let body = axum::body::to_bytes(request.into_body(), config.max_form_bytes);
-        let form = body.await.map_err(|error| unreadable(&error, config))?;
-        Parts { form, files: Vec::new() }
+        raw(request, config, held).await?
     };
     if parts.form.is_empty() {
         return Err(refuse(StatusCode::BAD_REQUEST, "The submission is empty"));
     }
     Ok(parts)
+}
+
+async fn raw(request: Request, config: &IngestConfig, mut held: Held) -> Result<Parts, Refusal> {
+    let mut body = request.into_body().into_data_stream();
+    let mut form = BytesMut::new();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| unreadable(&error, config))?;
+        if form.len() + chunk.len() > config.max_form_bytes {
+            return Err(too_large(config));
+        }
+        held.count(chunk.len()).await?;
+        form.extend_from_slice(&chunk);
+    }
+    Ok(Parts { form: form.freeze(), files: Vec::new(), held })
 }
 
 /// A body that ended early, cannot be inflated, or crossed the limit.
@@ -72,7 +92,7 @@ fn unreadable(error: &axum::Error, config: &IngestConfig) -> Refusal {
     refuse(StatusCode::BAD_REQUEST, format!("The submission could not be read: {error}"))
 }
 
-async fn multipart(request: Request, config: &IngestConfig) -> Result<Parts, Refusal> {
+async fn multipart(request: Request, config: &IngestConfig, mut held: Held) -> Result<Parts, Refusal> {
     let broken = |error: &dyn std::fmt::Display| {
         refuse(StatusCode::BAD_REQUEST, format!("The submission's parts could not be read: {error}"))
     };
@@ -87,7 +107,7 @@ async fn multipart(request: Request, config: &IngestConfig) -> Result<Parts, Ref
             return Err(refuse(StatusCode::BAD_REQUEST, "Received a submission with POST.keys()"));
         };
         if name == FORM_PART {
-            let bytes = content(field, config.max_form_bytes).await?.ok_or_else(|| too_large(config))?;
+            let bytes = content(field, config.max_form_bytes, &mut held).await?.ok_or_else(|| too_large(config))?;
             if !file_name.ends_with(".xml") {
                 let text = format!("The form's file name must end in .xml, got {file_name:?}");
                 return Err(Box::new(envelope::unacceptable(&text)));
@@ -96,7 +116,7 @@ async fn multipart(request: Request, config: &IngestConfig) -> Result<Parts, Ref
         } else {
             let content_type = field.content_type().map(str::to_owned);
             let limit = config.max_attachment_bytes;
-            let bytes = content(field, limit).await?.ok_or_else(|| {
+            let bytes = content(field, limit, &mut held).await?.ok_or_else(|| {
                 refuse(
                     StatusCode::PAYLOAD_TOO_LARGE,
                     format!("Attachment exceeds {}MB size limit", limit / (1024 * 1024)),
@@ -110,16 +130,17 @@ async fn multipart(request: Request, config: &IngestConfig) -> Result<Parts, Ref
         }
     }
     let missing = || refuse(StatusCode::BAD_REQUEST, format!("The submission has no file part named {FORM_PART}"));
-    Ok(Parts { form: form.ok_or_else(missing)?, files })
+    Ok(Parts { form: form.ok_or_else(missing)?, files, held })
 }
 
 /// The bytes of a part, `None` if there are more than `limit`.
-async fn content(mut field: Field<'_>, limit: usize) -> Result<Option<Bytes>, Refusal> {
+async fn content(mut field: Field<'_>, limit: usize, held: &mut Held) -> Result<Option<Bytes>, Refusal> {
     let mut bytes = BytesMut::new();
     while let Some(chunk) = field.chunk().await.map_err(|error| refuse(error.status(), error.body_text()))? {
         if bytes.len() + chunk.len() > limit {
             return Ok(None);
         }
+        held.count(chunk.len()).await?;
         bytes.extend_from_slice(&chunk);
     }
     Ok(Some(bytes.freeze()))

@@ -3,6 +3,8 @@
 //! The mover ships the oldest rows in one object and writes down where each lies, then deletes them; readers look in both
 //! places. Attachments above a size go to the object store before the commit. Objects never change. Source: architecture D5b.
 
+mod sweep;
+
 use std::{path::PathBuf, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
@@ -26,6 +28,9 @@ use crate::{
     },
 };
 
+/// Where attachments and packs lie.
+const ATTACHMENTS: &str = "attachments";
+const PACKS: &str = "xml";
 /// Only one mover works on a database at a time.
 const MOVER_LOCK: i64 = 0x6d6f_7665_7200;
 /// Rows in a pack at most.
@@ -299,12 +304,12 @@ impl Blobs {
 }
 
 fn attachment_path(domain: &DomainId, key: Uuid) -> Path {
-    Path::from(format!("attachments/{domain}/{}", key.simple()))
+    Path::from(format!("{ATTACHMENTS}/{domain}/{}", key.simple()))
 }
 
 /// `xml/2026-01-31/<random>.pack`
 fn pack_name(now: i64) -> String {
     let at = format_micros(now);
     let day = at.split('T').next().unwrap_or_default();
-    format!("xml/{day}/{}.pack", Uuid::new_v4().simple())
+    format!("{PACKS}/{day}/{}.pack", Uuid::new_v4().simple())
 }

@@ -44,6 +44,8 @@ pub struct IngestConfig {
     pub outbox_limit: u64,
     /// Age after which raw XML moves to the object store, in milliseconds. Default 2000.
     pub mover_delay_ms: u64,
+    /// Age after which an object that no form or case points to is deleted, in hours. Default 24.
+    pub orphan_hours: u64,
     /// Directory behind the object store, when it is the local file system: packs are flushed to its disk before their
     /// bytes leave Postgres. Default none.
     pub blob_directory: Option<PathBuf>,
@@ -126,6 +128,7 @@ impl Default for IngestConfig {
             outbox_keep: 50_000,
             outbox_limit: 5_000_000,
             mover_delay_ms: 2000,
+            orphan_hours: 24,
             blob_directory: None,
             credential_seconds: 300,
             digest: true,

@@ -112,6 +112,8 @@ impl Ingest {
         let auth = Arc::new(auth);
         let blobs = Blobs::new(blobs, pool.clone(), config.blob_directory.clone(), Arc::clone(&clock), metrics);
         tasks.spawn(blobs.clone().run_mover(Duration::from_millis(config.mover_delay_ms), stop.clone()));
+        let orphan_age = Duration::from_secs(config.orphan_hours.saturating_mul(3600));
+        tasks.spawn(blobs.clone().run_sweep(orphan_age, stop.clone()));
         tasks.spawn(trim(config.clone(), pool.clone(), Arc::clone(&clock), stop.clone()));
         let limiter = Limiter::new(config.rate_limits.clone(), pool.clone());
         Ok(Arc::new(Self { config, pool, clock, handover, lanes, domains, auth, blobs, limiter, tasks, stop }))
@@ -169,6 +171,14 @@ impl Ingest {
         name: &str,
     ) -> Result<Option<(bytes::Bytes, Option<String>)>, BlobError> {
         self.blobs.attachment(domain, form_id, name).await
+    }
+
+    /// Deletes objects older than `age` that nothing points to; returns how many. It also happens by itself every hour.
+    ///
+    /// # Errors
+    /// [`BlobError`].
+    pub async fn sweep_orphans(&self, age: Duration) -> Result<u64, BlobError> {
+        self.blobs.sweep(age).await
     }
 
     /// Ids of a domain's cases behind `after`, in order, at most `limit`.

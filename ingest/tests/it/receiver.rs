@@ -152,3 +152,35 @@ async fn a_domain_over_its_share_is_told_when_to_come_back() {
     let request = Request::post("/a/elsewhere/receiver/").body(form("f3", "1", "").into()).unwrap();
     assert_eq!(service.send(request).await.status, StatusCode::CREATED, "others are not held back");
 }
+
+#[tokio::test]
+async fn objects_that_nothing_points_to_are_swept() {
+    let config = IngestConfig {
+        database_url: postgres::database().await,
+        inline_attachment_bytes: 4,
+        mover_delay_ms: 0,
+        ..IngestConfig::default()
+    };
+    let service = start_with(config).await;
+    let blocks = case("c1", &create("A"));
+    let first = form("f1", "1", &blocks);
+    for (id, xml) in [("f1", &first), ("f2", &form("f2", "1", ""))] {
+        let parts =
+            [("xml_submission_file", Some("f.xml"), xml.as_str()), ("photo", Some("a.jpg"), "pixels of a photo")];
+        let request = post(&service, "/a/demo/receiver/").header("content-type", "multipart/form-data; boundary=edge");
+        let answer = service.send(request.body(multipart(&parts).into()).unwrap()).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{id} {answer:?}");
+    }
+    until(async || service.number("SELECT count(*) FROM xml_pending").await == 0).await;
+    let now = std::time::Duration::ZERO;
+    assert_eq!(service.ingest.sweep_orphans(now).await.unwrap(), 0, "everything is pointed to");
+    let client = service.client().await;
+    // As if the second form's transaction had never been committed.
+    client.batch_execute("DELETE FROM attachments WHERE form_id = 'f2'").await.unwrap();
+    assert_eq!(service.ingest.sweep_orphans(std::time::Duration::from_secs(3600)).await.unwrap(), 0, "too young");
+    assert_eq!(service.ingest.sweep_orphans(now).await.unwrap(), 1);
+    assert!(service.ingest.attachment(&demo(), &FormId::new("f1").unwrap(), "photo").await.unwrap().is_some());
+    client.batch_execute("DELETE FROM xml_packs").await.unwrap();
+    let packs = service.ingest.sweep_orphans(now).await.unwrap();
+    assert!((1..=2).contains(&packs), "{packs}");
+}

@@ -24,6 +24,10 @@ pub(crate) enum RelationKind {
     FormsOfCase,
     /// The ledger values at the case.
     Ledgers,
+    /// The groups of the mobile worker whose members share cases.
+    CaseSharingGroups,
+    /// The groups of the mobile worker that reports are filtered by.
+    ReportingGroups,
 }
 
 impl RelationKind {
@@ -34,7 +38,15 @@ impl RelationKind {
             udf::Relation::Subcases => Some(Self::Subcases),
             udf::Relation::FormsOfCase => Some(Self::FormsOfCase),
             udf::Relation::Ledgers => Some(Self::Ledgers),
-            udf::Relation::OtherDocument(_) | udf::Relation::CaseSharingGroups | udf::Relation::ReportingGroups => None,
+            udf::Relation::CaseSharingGroups => Some(Self::CaseSharingGroups),
+            udf::Relation::ReportingGroups => Some(Self::ReportingGroups),
+            udf::Relation::OtherDocument(doc_type) => match &**doc_type {
+                "Group" => Some(Self::Document(DocKind::Group)),
+                "FixtureDataType" => Some(Self::Document(DocKind::LookupTable)),
+                "FixtureDataItem" => Some(Self::Document(DocKind::LookupRow)),
+                "Application" => Some(Self::Document(DocKind::Application)),
+                _ => None,
+            },
         }
     }
 }
@@ -54,6 +66,9 @@ impl RelationKey {
             RelationKind::Document(kind) => partition(&self.domain, kind, &self.id),
             RelationKind::Subcases | RelationKind::FormsOfCase | RelationKind::Ledgers => {
                 partition(&self.domain, DocKind::Case, &self.id)
+            }
+            RelationKind::CaseSharingGroups | RelationKind::ReportingGroups => {
+                partition(&self.domain, DocKind::User, &self.id)
             }
         }
     }
@@ -105,7 +120,27 @@ pub(crate) fn contributions(key: &DocKey, version: Option<&Version>) -> Vec<Rela
             let case_id = version.doc.get(Symbol::intern("case_id")).and_then(Node::as_text);
             found.extend(case_id.map(|id| question(RelationKind::Ledgers, id)));
         }
-        DocKind::User | DocKind::Location | DocKind::DataSource | DocKind::AggregateView => {}
+        DocKind::Group => {
+            let is =
+                |name: &str| matches!(version.doc.get(Symbol::intern(name)).map(Node::view), Some(View::Bool(true)));
+            let kinds = [
+                (is("case_sharing"), RelationKind::CaseSharingGroups),
+                (is("reporting"), RelationKind::ReportingGroups),
+            ];
+            if let Some(View::List(users)) = version.doc.get(Symbol::intern("users")).map(Node::view) {
+                for id in users.iter().filter_map(Node::as_text) {
+                    found.extend(kinds.iter().filter(|(on, _)| *on).map(|(_, kind)| question(*kind, id)));
+                }
+            }
+        }
+        DocKind::User
+        | DocKind::Location
+        | DocKind::LocationType
+        | DocKind::LookupTable
+        | DocKind::LookupRow
+        | DocKind::Application
+        | DocKind::DataSource
+        | DocKind::AggregateView => {}
     }
     found.sort_unstable();
     found.dedup();

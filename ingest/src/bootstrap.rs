@@ -20,7 +20,7 @@ use crate::{
     error::DatabaseError,
     store::{
         cases::{self, case_columns},
-        compress, ledgers,
+        compress, directory, ledgers,
         pool::{Connection, Pool, Use},
     },
     submit::{
@@ -54,9 +54,14 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 12] = [
         Self::Directory(DocKind::Location),
         Self::Directory(DocKind::User),
+        Self::Directory(DocKind::LocationType),
+        Self::Directory(DocKind::Group),
+        Self::Directory(DocKind::LookupTable),
+        Self::Directory(DocKind::LookupRow),
+        Self::Directory(DocKind::Application),
         Self::Directory(DocKind::DataSource),
         Self::Directory(DocKind::AggregateView),
         Self::Ledgers,
@@ -71,7 +76,10 @@ impl Part {
             Self::Directory(DocKind::DataSource) => {
                 "SELECT domain, id, document, stamp FROM definitions WHERE kind = 'data_source'"
             }
-            Self::Directory(_) => "SELECT domain, id, document, stamp FROM definitions WHERE kind = 'aggregate_view'",
+            Self::Directory(kind) => match directory::scan(kind) {
+                Some(scan) => scan,
+                None => "SELECT domain, id, document, stamp FROM definitions WHERE kind = 'aggregate_view'",
+            },
             Self::Ledgers => {
                 "SELECT case_id, section_id, entry_id, balance, last_modified, last_form_id, domain, stamp FROM ledger_values"
             }
@@ -127,7 +135,8 @@ async fn open(pool: &Pool) -> Result<Scan, DatabaseError> {
     let count = connection
         .query_typed_one(
             "SELECT (SELECT count(*) FROM forms) + (SELECT count(*) FROM cases) + (SELECT count(*) FROM users) \
-             + (SELECT count(*) FROM locations) + (SELECT count(*) FROM definitions) + (SELECT count(*) FROM ledger_values)",
+             + (SELECT count(*) FROM locations) + (SELECT count(*) FROM definitions) + (SELECT count(*) FROM ledger_values) \
+             + (SELECT count(*) FROM documents)",
             &[],
         )
         .await?;

@@ -24,6 +24,16 @@ pub enum DocKind {
     User,
     /// A place of the location hierarchy.
     Location,
+    /// A kind of place.
+    LocationType,
+    /// Mobile workers who share cases or are reported on together.
+    Group,
+    /// A lookup table: its name and fields.
+    LookupTable,
+    /// A row of a lookup table.
+    LookupRow,
+    /// An application as its build made it: modules, forms, questions.
+    Application,
     /// The definition of a UCR data source.
     DataSource,
     /// The definition of an aggregate view.
@@ -32,8 +42,20 @@ pub enum DocKind {
 
 impl DocKind {
     /// Every kind.
-    pub const ALL: [Self; 7] =
-        [Self::Form, Self::Case, Self::Ledger, Self::User, Self::Location, Self::DataSource, Self::AggregateView];
+    pub const ALL: [Self; 12] = [
+        Self::Form,
+        Self::Case,
+        Self::Ledger,
+        Self::User,
+        Self::Location,
+        Self::LocationType,
+        Self::Group,
+        Self::LookupTable,
+        Self::LookupRow,
+        Self::Application,
+        Self::DataSource,
+        Self::AggregateView,
+    ];
 
     /// The kind's name in the log and in Postgres.
     #[must_use]
@@ -44,6 +66,11 @@ impl DocKind {
             Self::Ledger => "ledger",
             Self::User => "user",
             Self::Location => "location",
+            Self::LocationType => "location_type",
+            Self::Group => "group",
+            Self::LookupTable => "lookup_table",
+            Self::LookupRow => "lookup_row",
+            Self::Application => "application",
             Self::DataSource => "data_source",
             Self::AggregateView => "aggregate_view",
         }
@@ -64,6 +91,9 @@ impl DocKind {
             Self::Ledger => Some("ledger"),
             Self::User => Some("commcare-user"),
             Self::Location => Some("location"),
+            Self::Group => Some("group"),
+            Self::Application => Some("app"),
+            Self::LocationType | Self::LookupTable | Self::LookupRow => Some("meta"),
             Self::DataSource | Self::AggregateView => None,
         }
     }

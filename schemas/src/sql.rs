@@ -16,4 +16,5 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { number: 1, name: "foundation", statements: include_str!("../migrations/0001_foundation.sql") },
     Migration { number: 2, name: "history", statements: include_str!("../migrations/0002_history.sql") },
     Migration { number: 3, name: "orphans", statements: include_str!("../migrations/0003_orphans.sql") },
+    Migration { number: 4, name: "documents", statements: include_str!("../migrations/0004_documents.sql") },
 ];

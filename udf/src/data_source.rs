@@ -72,6 +72,11 @@ fn current_types(kind: DocKind) -> &'static [&'static str] {
         DocKind::User => &["CommCareUser"],
         // Change records name the class of the store.
         DocKind::Location => &["Location", "SQLLocation"],
+        DocKind::LocationType => &["LocationType"],
+        DocKind::Group => &["Group"],
+        DocKind::LookupTable => &["FixtureDataType"],
+        DocKind::LookupRow => &["FixtureDataItem"],
+        DocKind::Application => &["Application"],
         DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => &[],
     }
 }

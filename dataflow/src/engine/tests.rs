@@ -170,6 +170,15 @@ impl Related for All<'_> {
                 })
                 .map(|(_, found)| self.take(found))
                 .collect(),
+            Relation::CaseSharingGroups => documents
+                .iter()
+                .filter(|((kind, _), (_, body))| {
+                    *kind == DocKind::Group
+                        && body["case_sharing"] == true
+                        && body["users"].as_array().into_iter().flatten().any(|user| user == key)
+                })
+                .map(|(_, found)| self.take(found))
+                .collect(),
             Relation::Ledgers => documents
                 .iter()
                 .filter(|((kind, _), (_, body))| *kind == DocKind::Ledger && body["case_id"] == key)
@@ -319,6 +328,8 @@ fn mothers() -> Value {
         "configured_indicators": [
             column("owner_id", "string", &property("owner_id")),
             column("risk", "string", &property("risk")),
+            column("n_groups", "integer", &json!({"type": "reduce_items", "aggregation_fn": "count",
+                "items_expression": {"type": "get_case_sharing_groups", "user_id_expression": property("owner_id")}})),
             column("n_children", "integer", &json!({"type": "reduce_items", "aggregation_fn": "count",
                 "items_expression": {"type": "get_subcases", "case_id_expression": property("_id")}}))]})
 }
@@ -391,6 +402,11 @@ enum Step {
         iron: bool,
         balance: Option<u8>,
     },
+    Group {
+        id: u8,
+        users: Vec<u8>,
+        sharing: bool,
+    },
     MoveWorker {
         id: u8,
         place: u8,
@@ -419,6 +435,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (any::<bool>(), 0u8..12).prop_map(|(mother, id)| Step::Delete { mother, id }),
         3 => (0u8..8, any::<bool>(), prop::option::of(0u8..9))
             .prop_map(|(mother, iron, balance)| Step::Stock { mother, iron, balance }),
+        2 => (0u8..3, prop::collection::vec(0u8..4, 0..3), any::<bool>())
+            .prop_map(|(id, users, sharing)| Step::Group { id, users, sharing }),
         2 => (0u8..5, 0u8..6).prop_map(|(id, place)| Step::MoveWorker { id, place }),
         2 => (0u8..6, 0u8..6).prop_map(|(id, parent)| Step::MovePlace { id, parent }),
         1 => any::<bool>().prop_map(|extra| Step::Children { extra }),
@@ -454,6 +472,12 @@ fn commit(world: &mut World, step: &Step) -> Option<Position> {
                     "section_id": "stock", "entry_id": product, "product_code": product, "balance": balance})
             });
             vec![(DocKind::Ledger, id, body)]
+        }
+        Step::Group { id, users, sharing } => {
+            let users: Vec<String> = users.iter().map(|id| format!("w{id}")).collect();
+            let body = json!({"_id": format!("g{id}"), "domain": DOMAIN, "doc_type": "Group", "name": "G",
+                "case_sharing": sharing, "reporting": false, "users": users});
+            vec![(DocKind::Group, format!("g{id}"), Some(body))]
         }
         Step::MoveWorker { id, place } => vec![(
             DocKind::User,
@@ -586,6 +610,9 @@ fn a_plain_history_is_followed() {
         Step::MovePlace { id: 3, parent: 3 },
         Step::Cut,
         Step::Stock { mother: 1, iron: true, balance: Some(5) },
+        Step::Group { id: 0, users: vec![1, 2], sharing: true },
+        Step::Cut,
+        Step::Group { id: 0, users: vec![2], sharing: true },
         Step::Cut,
         Step::Mother { id: 1, owner: 1, high: false },
         Step::Cut,

@@ -3,7 +3,10 @@
 //! `millrace.changes` carries whole records ([`schemas::kafka`]). The feeds of [`schemas::change::DocKind::feed`] carry
 //! [`ChangeMeta`] alone, keyed by document id, as forms-and-cases.md §14 has it.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use rdkafka::{
     ClientConfig,
@@ -37,6 +40,10 @@ const REQUEST: Duration = Duration::from_secs(20);
 
 /// Name that the source system gives its database of mobile workers in change metadata.
 const WORKER_DATABASE: &str = "commcarehq__users";
+
+/// Names that it gives those of applications and of lookup tables.
+const APPLICATION_DATABASE: &str = "commcarehq__apps";
+const LOOKUP_DATABASE: &str = "commcarehq__fixtures";
 
 /// Name that the source system gives its ledger values in change metadata; their topic is called otherwise.
 const LEDGER_SOURCE: &str = "ledger-v2";
@@ -83,7 +90,8 @@ pub(crate) async fn create_missing(config: &ClientConfig, brokers: &str) -> Resu
                 .set("retention.ms", CHANGES_RETENTION_MS),
         );
     }
-    let feeds = DocKind::ALL.iter().filter_map(|kind| kind.feed()).filter(|feed| !existing.contains_key(*feed));
+    let feeds: BTreeSet<&str> = DocKind::ALL.iter().filter_map(|kind| kind.feed()).collect();
+    let feeds = feeds.into_iter().filter(|feed| !existing.contains_key(*feed));
     missing.extend(feeds.map(|feed| NewTopic::new(feed, FEED_PARTITIONS, REPLICATION)));
     if !missing.is_empty() {
         let admin: AdminClient<DefaultClientContext> = config.create().map_err(unreachable)?;
@@ -139,7 +147,9 @@ impl<'a> ChangeMeta<'a> {
             return None;
         }
         let (data_source_type, data_source_name) = match document.kind {
-            DocKind::User => ("couch", WORKER_DATABASE),
+            DocKind::User | DocKind::Group => ("couch", WORKER_DATABASE),
+            DocKind::Application => ("couch", APPLICATION_DATABASE),
+            DocKind::LookupTable | DocKind::LookupRow => ("couch", LOOKUP_DATABASE),
             DocKind::Ledger => ("sql", LEDGER_SOURCE),
             _ => ("sql", feed),
         };

@@ -1,4 +1,5 @@
-//! Writing users and locations: one at a time, or many at once (rest-api.md §9.1, §9.4).
+//! Writing a domain's documents (users, locations and their types, groups, lookup tables, applications): one at a time, or
+//! many at once (rest-api.md §9).
 //!
 //! `POST` makes, `PUT` changes the fields sent; a bulk import does either by id and reports on every row. All of them are
 //! change records of the domain's lane, and the answer carries the position.
@@ -10,7 +11,7 @@ use axum::{
     extract::{Path, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::post,
+    routing::{post, put},
 };
 use bytes::Bytes;
 use futures::StreamExt;
@@ -37,14 +38,41 @@ const CHUNK: usize = 200;
 /// Passwords of an import that are hashed at the same time.
 const HASHERS: usize = 4;
 
+/// Kinds of document with their names in addresses, alone and in imports.
+const RESOURCES: [(DocKind, &str, &str); 7] = [
+    (DocKind::User, "user", "users"),
+    (DocKind::Location, "location", "locations"),
+    (DocKind::LocationType, "location_type", "location-types"),
+    (DocKind::Group, "group", "groups"),
+    (DocKind::LookupTable, "lookup_table", "lookup-tables"),
+    (DocKind::LookupRow, "lookup_table_item", "lookup-table-items"),
+    (DocKind::Application, "application", "applications"),
+];
+
 /// Adds the routes.
-pub(super) fn routes(router: Router<HttpState>) -> Router<HttpState> {
-    let router = both(router, "/a/{domain}/api/v0.5/user", post(create_user));
-    let router = both(router, "/a/{domain}/api/v0.5/user/{id}", axum::routing::put(update_user));
-    let router = both(router, "/a/{domain}/api/v0.5/location", post(create_location));
-    let router = both(router, "/a/{domain}/api/v0.5/location/{id}", axum::routing::put(update_location));
-    let router = both(router, "/a/{domain}/import/users", post(import_users));
-    both(router, "/a/{domain}/import/locations", post(import_locations))
+pub(super) fn routes(mut router: Router<HttpState>) -> Router<HttpState> {
+    let write = |kind, presence| {
+        move |state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes| async move {
+            one(&state, kind, presence, &target, &asked, &body).await
+        }
+    };
+    for (kind, resource, imports) in RESOURCES {
+        let here = format!("/a/{{domain}}/api/v0.5/{resource}");
+        router = both(router, &here, post(write(kind, Presence::New)));
+        let mut methods = put(write(kind, Presence::Existing));
+        // Places hold others, and people; they are archived.
+        if kind != DocKind::Location {
+            methods = methods.delete(move |state: State<HttpState>, target: Path<Target>, asked: Asked| async move {
+                delete(&state, kind, &target, &asked).await
+            });
+        }
+        router = both(router, &format!("{here}/{{id}}"), methods);
+        let bulk = move |state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes| async move {
+            import(&state, kind, &target, &asked, &body).await
+        };
+        router = both(router, &format!("/a/{{domain}}/import/{imports}"), post(bulk));
+    }
+    router
 }
 
 #[derive(Debug, Deserialize)]
@@ -53,28 +81,24 @@ struct Target {
     id: Option<String>,
 }
 
-async fn create_user(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
-    one(&state, DocKind::User, Presence::New, &target, &asked, &body).await
-}
-
-async fn update_user(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
-    one(&state, DocKind::User, Presence::Existing, &target, &asked, &body).await
-}
-
-async fn create_location(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
-    one(&state, DocKind::Location, Presence::New, &target, &asked, &body).await
-}
-
-async fn update_location(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
-    one(&state, DocKind::Location, Presence::Existing, &target, &asked, &body).await
-}
-
-async fn import_users(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
-    import(&state, DocKind::User, &target, &asked, &body).await
-}
-
-async fn import_locations(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
-    import(&state, DocKind::Location, &target, &asked, &body).await
+/// Deletes a document; a mobile worker can no longer sign in.
+async fn delete(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked) -> Response {
+    let (domain, settings) = match caller::authorized(state, &target.domain, asked, Permission::EditUsers).await {
+        Ok((domain, settings, _)) => (domain, settings),
+        Err(response) => return response,
+    };
+    let result = async {
+        let id = DocId::new(target.id.as_deref().unwrap_or_default());
+        let id = id.map_err(|error| WriteError::Invalid(error.to_string()))?;
+        let change = DirectoryChange { kind, id, action: Action::Delete, password_hash: None, keeps_digest: false };
+        let receipt = write(state, &domain, settings, vec![change]).await?;
+        receipt.results.into_iter().next().unwrap_or(Err(WriteError::Internal))?;
+        Ok::<_, WriteError>(receipt.position)
+    };
+    match result.await {
+        Ok(position) => with_position(StatusCode::NO_CONTENT.into_response(), position),
+        Err(error) => refusal::json_error(&error),
+    }
 }
 
 async fn one(
@@ -103,7 +127,8 @@ async fn one(
                 Written::Created => StatusCode::CREATED,
                 Written::Updated => StatusCode::OK,
             };
-            let uri = format!("/a/{domain}/api/v0.5/{}/{id}/", kind.name());
+            let resource = RESOURCES.iter().find(|(of, _, _)| *of == kind).map_or(kind.name(), |(_, name, _)| *name);
+            let uri = format!("/a/{domain}/api/v0.5/{resource}/{id}/");
             let mut response = (status, Json(json!({"id": id, "resource_uri": uri}))).into_response();
             if let Ok(uri) = HeaderValue::from_str(&uri) {
                 response.headers_mut().insert(header::LOCATION, uri);

@@ -2,6 +2,61 @@
 
 use schemas::change::DocKind;
 
+/// A kind that lies in the common table, and the statements for it.
+macro_rules! common {
+    ($kind:literal) => {
+        Statements {
+            select: concat!(
+                "SELECT id, document FROM documents WHERE domain = $1 AND id = ANY($2) AND kind = '",
+                $kind,
+                "'"
+            ),
+            upsert: concat!(
+                "INSERT INTO documents (domain, kind, id, document, stamp) SELECT domain, '",
+                $kind,
+                "', id, document, stamp \
+                 FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS u(domain, id, document, stamp) \
+                 ON CONFLICT (domain, kind, id) DO UPDATE SET document = excluded.document, stamp = excluded.stamp"
+            ),
+            delete: concat!(
+                "DELETE FROM documents t USING unnest($1::text[], $2::text[]) AS u(domain, id) \
+                 WHERE t.domain = u.domain AND t.id = u.id AND t.kind = '",
+                $kind,
+                "'"
+            ),
+            scan: concat!("SELECT domain, id, document, stamp FROM documents WHERE kind = '", $kind, "'"),
+        }
+    };
+}
+
+/// The statements of a kind in the common table.
+#[derive(Clone, Copy)]
+struct Statements {
+    select: &'static str,
+    upsert: &'static str,
+    delete: &'static str,
+    scan: &'static str,
+}
+
+const fn in_common(kind: DocKind) -> Option<Statements> {
+    Some(match kind {
+        DocKind::LocationType => common!("location_type"),
+        DocKind::Group => common!("group"),
+        DocKind::LookupTable => common!("lookup_table"),
+        DocKind::LookupRow => common!("lookup_row"),
+        DocKind::Application => common!("application"),
+        _ => return None,
+    })
+}
+
+/// All documents of a kind of the common table.
+pub(crate) const fn scan(kind: DocKind) -> Option<&'static str> {
+    match in_common(kind) {
+        Some(statements) => Some(statements.scan),
+        None => None,
+    }
+}
+
 /// Documents of a kind by id, in one domain; the parameters are the domain, the ids and, for definitions, the kind.
 pub(crate) const fn select(kind: DocKind) -> Option<&'static str> {
     match kind {
@@ -13,7 +68,10 @@ pub(crate) const fn select(kind: DocKind) -> Option<&'static str> {
         DocKind::AggregateView => {
             Some("SELECT id, document FROM definitions WHERE domain = $1 AND id = ANY($2) AND kind = 'aggregate_view'")
         }
-        DocKind::Form | DocKind::Case | DocKind::Ledger => None,
+        kind => match in_common(kind) {
+            Some(statements) => Some(statements.select),
+            None => None,
+        },
     }
 }
 
@@ -47,7 +105,10 @@ pub(crate) const fn upsert(kind: DocKind) -> Option<&'static str> {
              FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS u(domain, id, document, stamp) \
              ON CONFLICT (domain, kind, id) DO UPDATE SET document = excluded.document, stamp = excluded.stamp",
         ),
-        DocKind::Form | DocKind::Case | DocKind::Ledger => None,
+        kind => match in_common(kind) {
+            Some(statements) => Some(statements.upsert),
+            None => None,
+        },
     }
 }
 
@@ -70,7 +131,10 @@ pub(crate) const fn delete(kind: DocKind) -> Option<&'static str> {
             "DELETE FROM definitions t USING unnest($1::text[], $2::text[]) AS u(domain, id) \
              WHERE t.domain = u.domain AND t.id = u.id AND t.kind = 'aggregate_view'",
         ),
-        DocKind::Form | DocKind::Case | DocKind::Ledger => None,
+        kind => match in_common(kind) {
+            Some(statements) => Some(statements.delete),
+            None => None,
+        },
     }
 }
 

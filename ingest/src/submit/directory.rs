@@ -62,14 +62,25 @@ fn apply_one(
             Some(match change.kind {
                 DocKind::User => user(domain, &change.id, before, fields)?,
                 DocKind::Location => location(world, domain, &change.id, before, fields)?,
-                _ => fields.clone(),
+                DocKind::LookupRow => lookup_row(world, domain, &change.id, before, fields)?,
+                DocKind::LocationType | DocKind::Group | DocKind::LookupTable | DocKind::Application => {
+                    checked(domain, change.kind, &change.id, before, fields)?
+                }
+                DocKind::Form | DocKind::Case | DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => {
+                    fields.clone()
+                }
             })
         }
     };
-    if change.kind == DocKind::User
-        && let Some(document) = &document
-    {
-        account(world, domain, change, document)?;
+    match (change.kind, &document) {
+        (DocKind::User, Some(document)) => account(world, domain, change, document)?,
+        // Who is gone can no longer sign in, and is told so.
+        (DocKind::User, None) => {
+            let mut gone = world.directory.get(&key).cloned().unwrap_or_default();
+            gone.insert("is_active".to_owned(), false.into());
+            account(world, domain, change, &gone)?;
+        }
+        _ => {}
     }
     let body = match &document {
         Some(document) => {
@@ -92,6 +103,11 @@ pub(crate) const fn doc_type(kind: DocKind) -> &'static str {
     match kind {
         DocKind::User => "CommCareUser",
         DocKind::Location => "SQLLocation",
+        DocKind::LocationType => "LocationType",
+        DocKind::Group => "Group",
+        DocKind::LookupTable => "FixtureDataType",
+        DocKind::LookupRow => "FixtureDataItem",
+        DocKind::Application => "Application",
         DocKind::DataSource => "DataSourceConfiguration",
         DocKind::AggregateView => "AggregateView",
         DocKind::Form => "XFormInstance",
@@ -104,6 +120,11 @@ const fn noun(kind: DocKind) -> &'static str {
     match kind {
         DocKind::User => "user",
         DocKind::Location => "location",
+        DocKind::LocationType => "location type",
+        DocKind::Group => "group",
+        DocKind::LookupTable => "lookup table",
+        DocKind::LookupRow => "lookup table row",
+        DocKind::Application => "application",
         DocKind::DataSource => "data source",
         DocKind::AggregateView => "view",
         DocKind::Form => "form",
@@ -229,6 +250,94 @@ fn location(
     Ok(document)
 }
 
+/// What a field of a document must be.
+#[derive(Clone, Copy)]
+enum Shape {
+    /// A text that is not empty.
+    Name,
+    Truth(bool),
+    List,
+    Object,
+}
+
+/// Fields that documents of a kind always have (rest-api.md §9.3-§9.6).
+const fn shapes(kind: DocKind) -> &'static [(&'static str, Shape)] {
+    match kind {
+        DocKind::LocationType => &[("name", Shape::Name), ("code", Shape::Name), ("shares_cases", Shape::Truth(false))],
+        DocKind::Group => &[
+            ("name", Shape::Name),
+            ("case_sharing", Shape::Truth(false)),
+            ("reporting", Shape::Truth(false)),
+            ("users", Shape::List),
+            ("metadata", Shape::Object),
+        ],
+        DocKind::LookupTable => &[
+            ("tag", Shape::Name),
+            ("is_global", Shape::Truth(false)),
+            ("fields", Shape::List),
+            ("item_attributes", Shape::List),
+        ],
+        DocKind::LookupRow => {
+            &[("data_type_id", Shape::Name), ("fields", Shape::Object), ("item_attributes", Shape::Object)]
+        }
+        DocKind::Application => &[("name", Shape::Name), ("modules", Shape::List)],
+        _ => &[],
+    }
+}
+
+/// A document whose fields are checked by their shape alone.
+fn checked(
+    domain: &DomainId,
+    kind: DocKind,
+    id: &DocId,
+    before: Option<&Map<String, Value>>,
+    fields: &Map<String, Value>,
+) -> Result<Map<String, Value>, WriteError> {
+    let default = |(name, shape): &(&'static str, Shape)| {
+        let value = match shape {
+            Shape::Name => Value::Null,
+            Shape::Truth(truth) => Value::Bool(*truth),
+            Shape::List => Value::Array(Vec::new()),
+            Shape::Object => Value::Object(Map::new()),
+        };
+        (*name, value)
+    };
+    let defaults: Vec<(&str, Value)> = shapes(kind).iter().map(default).collect();
+    let document = merge(domain, id, doc_type(kind), &defaults, before, fields.clone());
+    for (name, shape) in shapes(kind) {
+        let value = document.get(*name).unwrap_or(&Value::Null);
+        let (fits, expected) = match shape {
+            Shape::Name => (value.as_str().is_some_and(|text| !text.is_empty()), "a text that is not empty"),
+            Shape::Truth(_) => (value.is_boolean(), "true or false"),
+            Shape::List => (value.is_array(), "a list"),
+            Shape::Object => (value.is_object(), "an object"),
+        };
+        if !fits {
+            return Err(invalid(name, expected));
+        }
+    }
+    Ok(document)
+}
+
+/// A row of a lookup table, which has to be there.
+fn lookup_row(
+    world: &World,
+    domain: &DomainId,
+    id: &DocId,
+    before: Option<&Map<String, Value>>,
+    fields: &Map<String, Value>,
+) -> Result<Map<String, Value>, WriteError> {
+    let document = checked(domain, DocKind::LookupRow, id, before, fields)?;
+    // The table was checked when it was set.
+    if !fields.contains_key("data_type_id") {
+        return Ok(document);
+    }
+    let table = document.get("data_type_id").and_then(Value::as_str).unwrap_or_default();
+    let known = DocId::new(table)
+        .is_ok_and(|table| world.directory.contains_key(&(domain.clone(), DocKind::LookupTable, table)));
+    if known { Ok(document) } else { Err(WriteError::Invalid(format!("there is no lookup table `{table}`"))) }
+}
+
 fn merge(
     domain: &DomainId,
     id: &DocId,
@@ -295,6 +404,11 @@ pub(crate) fn needed(write: &DirectoryWrite) -> HashMap<DocKind, Vec<DocId>> {
     for change in &write.changes {
         let ids = needed.entry(change.kind).or_default();
         ids.push(change.id.clone());
+        if let (DocKind::LookupRow, Action::Merge { fields, .. }) = (change.kind, &change.action) {
+            let table = fields.get("data_type_id").and_then(Value::as_str);
+            needed.entry(DocKind::LookupTable).or_default().extend(table.and_then(|id| DocId::new(id).ok()));
+            continue;
+        }
         if let (DocKind::Location, Action::Merge { fields, .. }) = (change.kind, &change.action) {
             let parents =
                 ["parent_id", "parent_location_id", "parent"].iter().filter_map(|name| fields.get(*name)?.as_str());

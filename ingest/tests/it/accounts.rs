@@ -169,3 +169,92 @@ async fn definitions_are_put_listed_and_deleted() {
     let name = ViewName::new("visits_by_month").unwrap();
     service.ingest.delete_definition(&demo(), DocKind::AggregateView, &name).await.unwrap();
 }
+
+#[tokio::test]
+async fn the_other_documents_of_a_domain_are_made_changed_and_deleted() {
+    let service = start().await;
+    for (resource, made, change, bad, kind, doc_type) in [
+        (
+            "group",
+            json!({"_id": "d1", "name": "North", "users": ["u1"], "case_sharing": true}),
+            json!({"reporting": true}),
+            json!({"users": "u1"}),
+            DocKind::Group,
+            "Group",
+        ),
+        (
+            "lookup_table",
+            json!({"_id": "d2", "tag": "fruit"}),
+            json!({"is_global": true}),
+            json!({"tag": ""}),
+            DocKind::LookupTable,
+            "FixtureDataType",
+        ),
+        (
+            "lookup_table_item",
+            json!({"_id": "d3", "data_type_id": "d2", "fields": {"name": "pear"}}),
+            json!({"fields": {"name": "fig"}}),
+            json!({"data_type_id": "none"}),
+            DocKind::LookupRow,
+            "FixtureDataItem",
+        ),
+        (
+            "location_type",
+            json!({"_id": "d4", "name": "Village", "code": "village"}),
+            json!({"shares_cases": true}),
+            json!({"name": 5}),
+            DocKind::LocationType,
+            "LocationType",
+        ),
+        (
+            "application",
+            json!({"_id": "d5", "name": "App"}),
+            json!({"version": 3}),
+            json!({"modules": {}}),
+            DocKind::Application,
+            "Application",
+        ),
+    ] {
+        let path = format!("/a/demo/api/v0.5/{resource}/");
+        let answer = service.call("POST", &path, made.to_string()).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{resource} {answer:?}");
+        let id = answer.json()["id"].as_str().unwrap().to_owned();
+        let again = service.call("POST", &path, made.to_string()).await;
+        assert_eq!(again.status, StatusCode::CONFLICT);
+        let one = format!("{path}{id}/");
+        let refused = service.call("PUT", &one, bad.to_string()).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{resource} {refused:?}");
+        let changed = service.call("PUT", &one, change.to_string()).await;
+        assert_eq!(changed.status, StatusCode::OK, "{resource} {changed:?}");
+        let (found, found_type, body) = documents(&service.record(changed.position()).await, kind).remove(0);
+        assert_eq!((found.as_str(), found_type.as_str(), &body["doc_type"]), (id.as_str(), doc_type, &json!(doc_type)));
+        let (name, value) = change.as_object().unwrap().iter().next().unwrap();
+        assert_eq!(&body[name], value);
+    }
+    let gone = service.call("DELETE", "/a/demo/api/v0.5/group/d1/", "").await;
+    assert_eq!(gone.status, StatusCode::NO_CONTENT);
+    assert!(service.record(gone.position()).await.documents[0].body.is_none());
+    assert_eq!(service.call("DELETE", "/a/demo/api/v0.5/group/d1/", "").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        service.call("DELETE", "/a/demo/api/v0.5/location/d1/", "").await.status,
+        StatusCode::METHOD_NOT_ALLOWED
+    );
+    let rows = service.call("POST", "/a/demo/import/groups/", r#"[{"_id": "g1", "name": "A"}, {"_id": "g2"}]"#).await;
+    assert_eq!((&rows.json()["created"], &rows.json()["failed"]), (&json!(1), &json!(1)));
+
+    let worker = json!({"username": "asha", "password": "pw1"}).to_string();
+    let id = service.call("POST", "/a/demo/api/v0.5/user/", worker).await.json()["id"].as_str().unwrap().to_owned();
+    let right = || Some(basic("asha@demo", "pw1"));
+    assert_eq!(post_as(&service, right(), "/a/demo/receiver/").await, StatusCode::CREATED);
+    service.call("DELETE", &format!("/a/demo/api/v0.5/user/{id}/"), "").await;
+    assert_eq!(post_as(&service, right(), "/a/demo/receiver/").await, StatusCode::NOT_ACCEPTABLE);
+    let mut scan = service.ingest.bootstrap().scan().await.unwrap();
+    let mut kinds = Vec::new();
+    while let Some(found) = scan.next().await.unwrap() {
+        kinds.extend(found.into_iter().map(|found| found.document.kind).filter(|kind| *kind != DocKind::Form));
+    }
+    kinds.sort_unstable();
+    let expected =
+        [DocKind::LocationType, DocKind::Group, DocKind::LookupTable, DocKind::LookupRow, DocKind::Application];
+    assert_eq!(kinds, expected);
+}

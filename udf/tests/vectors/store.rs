@@ -76,7 +76,11 @@ impl Related for Store {
             DocKind::Form => "XFormInstance",
             DocKind::User => "CommCareUser",
             DocKind::Location => "Location",
-            DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => "none",
+            DocKind::Group => "Group",
+            DocKind::LookupTable => "FixtureDataType",
+            DocKind::LookupRow => "FixtureDataItem",
+            DocKind::Application => "Application",
+            DocKind::LocationType | DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => "none",
         };
         match relation {
             Relation::Document(of) => self.document(key, kind(of)).into_iter().collect(),

@@ -34,7 +34,7 @@ const START: Duration = Duration::from_secs(60);
 /// Idle connections, photos sent at the same time, and megabytes of each.
 const IDLE: u32 = 10_000;
 const UPLOADS: u32 = 50;
-const PHOTO: u32 = 14;
+const PHOTO: u32 = 15;
 /// The statement for pgbench.
 const FORM_SQL: &str = include_str!("ingest/form.sql");
 

@@ -11,6 +11,7 @@ mod import;
 mod operations;
 mod receiver;
 mod refusal;
+mod room;
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use axum::{Router, extract::DefaultBodyLimit, routing::MethodRouter};
 use schemas::port::ViewReader;
 use tower_http::decompression::RequestDecompressionLayer;
 
-use self::receiver::BodyRoom;
+use self::room::BodyRoom;
 use crate::Ingest;
 
 /// Names the position of a write in answers.

@@ -17,7 +17,7 @@ use schemas::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{HttpState, POSITION_HEADER, both, caller, caller::Asked, refusal};
+use super::{HttpState, POSITION_HEADER, both, caller, caller::Asked, refusal, room::Sent};
 use crate::definition::{Definition, DefinitionError};
 
 /// Adds the routes.
@@ -56,12 +56,12 @@ async fn get_view(state: State<HttpState>, target: Path<Target>, asked: Asked) -
     read(&state, DocKind::AggregateView, &target, &asked).await
 }
 
-async fn put_source(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
-    write(&state, DocKind::DataSource, &target, &asked, Some(&body)).await
+async fn put_source(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Sent) -> Response {
+    write(&state, DocKind::DataSource, &target, &asked, Some(&body.bytes)).await
 }
 
-async fn put_view(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes) -> Response {
-    write(&state, DocKind::AggregateView, &target, &asked, Some(&body)).await
+async fn put_view(state: State<HttpState>, target: Path<Target>, asked: Asked, body: Sent) -> Response {
+    write(&state, DocKind::AggregateView, &target, &asked, Some(&body.bytes)).await
 }
 
 async fn delete_source(state: State<HttpState>, target: Path<Target>, asked: Asked) -> Response {

@@ -25,7 +25,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{HttpState, POSITION_HEADER, both, caller, caller::Asked, import, refusal};
+use super::{HttpState, POSITION_HEADER, both, caller, caller::Asked, import, refusal, room::Sent};
 use crate::{
     auth::password,
     error::WriteError,
@@ -52,8 +52,8 @@ const RESOURCES: [(DocKind, &str, &str); 7] = [
 /// Adds the routes.
 pub(super) fn routes(mut router: Router<HttpState>) -> Router<HttpState> {
     let write = |kind, presence| {
-        move |state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes| async move {
-            one(&state, kind, presence, &target, &asked, &body).await
+        move |state: State<HttpState>, target: Path<Target>, asked: Asked, body: Sent| async move {
+            one(&state, kind, presence, &target, &asked, &body.bytes).await
         }
     };
     for (kind, resource, imports) in RESOURCES {
@@ -67,8 +67,8 @@ pub(super) fn routes(mut router: Router<HttpState>) -> Router<HttpState> {
             });
         }
         router = both(router, &format!("{here}/{{id}}"), methods);
-        let bulk = move |state: State<HttpState>, target: Path<Target>, asked: Asked, body: Bytes| async move {
-            import(&state, kind, &target, &asked, &body).await
+        let bulk = move |state: State<HttpState>, target: Path<Target>, asked: Asked, body: Sent| async move {
+            import(&state, kind, &target, &asked, &body.bytes).await
         };
         router = both(router, &format!("/a/{{domain}}/import/{imports}"), post(bulk));
     }

@@ -6,7 +6,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use bytes::Bytes;
 use schemas::port::Permission;
 use serde_json::json;
 
@@ -14,6 +13,7 @@ use super::{
     HttpState, both,
     caller::{self, Asked},
     refusal,
+    room::Sent,
 };
 use crate::{
     error::WriteError,
@@ -38,13 +38,13 @@ async fn read(state: State<HttpState>, domain: Path<String>, asked: Asked) -> Re
 }
 
 /// Changes the settings that are in the body; others stay.
-async fn change(state: State<HttpState>, domain: Path<String>, asked: Asked, body: Bytes) -> Response {
+async fn change(state: State<HttpState>, domain: Path<String>, asked: Asked, body: Sent) -> Response {
     let domain = match caller::authorized(&state, &domain, &asked, Permission::EditDomain).await {
         Ok((domain, _, _)) => domain,
         Err(response) => return response,
     };
     let changed = async {
-        let settings: Settings = serde_json::from_slice(&body)
+        let settings: Settings = serde_json::from_slice(&body.bytes)
             .map_err(|error| WriteError::Invalid(format!("the body is not a settings object: {error}")))?;
         if let Some(unknown) = settings.unknown_flag() {
             let known = FLAGS.join(", ");

@@ -30,6 +30,7 @@ use super::{
     caller::{self, Asked},
     directory::with_position,
     receiver, refusal,
+    room::Sent,
 };
 use crate::{
     error::WriteError,
@@ -76,12 +77,12 @@ pub(super) fn rows(body: &[u8]) -> Result<Vec<ImportRow>, WriteError> {
     Ok(rows)
 }
 
-async fn forms(state: State<HttpState>, domain: Path<String>, asked: Asked, body: Bytes) -> Response {
+async fn forms(state: State<HttpState>, domain: Path<String>, asked: Asked, body: Sent) -> Response {
     let (domain, settings, caller) = match caller::authorized(&state, &domain, &asked, Permission::EditData).await {
         Ok(authorized) => authorized,
         Err(response) => return response,
     };
-    match rows(&body) {
+    match rows(&body.bytes) {
         Ok(rows) => import(&state, &domain, settings, &caller, rows).await.response(),
         Err(error) => refusal::json_error(&error),
     }

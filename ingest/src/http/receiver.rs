@@ -5,7 +5,6 @@
 
 mod admission;
 mod request;
-mod room;
 
 use std::net::SocketAddr;
 
@@ -43,7 +42,6 @@ use crate::{
 };
 use admission::{Admission, Options};
 use request::File;
-pub(crate) use room::BodyRoom;
 
 /// Bodies above this are parsed away from the threads that serve requests.
 const LARGE: usize = 128 * 1024;

@@ -7,12 +7,14 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 
-use super::{
-    Refusal, refuse,
-    room::{BodyRoom, Held},
-    too_large,
+use super::{Refusal, refuse, too_large};
+use crate::{
+    config::IngestConfig,
+    http::{
+        envelope,
+        room::{BodyRoom, Held},
+    },
 };
-use crate::{config::IngestConfig, http::envelope};
 
 /// Name of the form's part.
 const FORM_PART: &str = "xml_submission_file";

@@ -5,14 +5,20 @@
 
 use std::sync::Arc;
 
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::{
+    extract::{FromRequest, Request},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Duration,
 };
 
-use super::{Refusal, refuse};
-use crate::{config::IngestConfig, http::refusal};
+use super::{HttpState, refusal};
+use crate::config::IngestConfig;
 
 /// What a request may hold without asking, and the unit in which room is counted.
 const MEGABYTE: usize = 1024 * 1024;
@@ -63,7 +69,7 @@ impl Held {
     ///
     /// # Errors
     /// 429 if there is no room for a minute.
-    pub(super) async fn count(&mut self, bytes: usize) -> Result<(), Refusal> {
+    pub(super) async fn count(&mut self, bytes: usize) -> Result<(), Box<Response>> {
         self.read += bytes;
         if self.read <= MEGABYTE || self.permit.is_some() {
             return Ok(());
@@ -76,9 +82,41 @@ impl Held {
             }
             _ => {
                 let text = "too many large submissions at the same time; try again";
-                Err(Box::new(refusal::with_advice(*refuse(StatusCode::TOO_MANY_REQUESTS, text))))
+                Err(Box::new(refusal::with_advice((StatusCode::TOO_MANY_REQUESTS, text).into_response())))
             }
         }
+    }
+}
+
+/// A whole body, in the room that it holds.
+#[derive(Debug)]
+pub(super) struct Sent {
+    /// What was sent.
+    pub(super) bytes: Bytes,
+    /// Kept until the body is done with.
+    _held: Held,
+}
+
+impl FromRequest<HttpState> for Sent {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &HttpState) -> Result<Self, Response> {
+        let limit = state.ingest.config.max_request_bytes;
+        let mut held = state.room.request(request.headers());
+        let mut body = request.into_body().into_data_stream();
+        let mut bytes = BytesMut::new();
+        while let Some(chunk) = body.next().await {
+            let unreadable =
+                |error| refusal::message(StatusCode::BAD_REQUEST, &format!("the body could not be read: {error}"));
+            let chunk = chunk.map_err(unreadable)?;
+            if bytes.len() + chunk.len() > limit {
+                let text = format!("the body is larger than {} MB", limit / MEGABYTE);
+                return Err(refusal::message(StatusCode::PAYLOAD_TOO_LARGE, &text));
+            }
+            held.count(chunk.len()).await.map_err(|refusal| *refusal)?;
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(Self { bytes: bytes.freeze(), _held: held })
     }
 }
 

@@ -20,7 +20,7 @@ use schemas::{
     table::{KeyIndex, Segment, Table},
 };
 
-use build::{batch, cells, compact};
+use build::{batch, compact};
 use index::{Index, RowIds, VersionIndex};
 
 /// Neighbouring segments of one size class that are merged into one.
@@ -81,7 +81,7 @@ impl TableWriter {
             .into_iter()
             .filter_map(|id| {
                 let (part, at) = self.place(id)?;
-                Some(cells(&self.schema, &self.parts.get(part)?.segment.batch, at))
+                Some(self.schema.row(&self.parts.get(part)?.segment.batch, at))
             })
             .collect()
     }
@@ -207,7 +207,7 @@ pub(crate) fn walk(table: &Table, start: usize, end: usize) -> Vec<Row> {
         let len = segment.batch.num_rows();
         for row in start.max(offset)..end.min(offset + len) {
             if !segment.dead.is_dead(row - offset) {
-                rows.push(cells(&table.schema, &segment.batch, row - offset));
+                rows.push(table.schema.row(&segment.batch, row - offset));
             }
         }
         offset += len;

@@ -141,15 +141,19 @@ async fn feed(
 ) -> anyhow::Result<u64> {
     let mut changes = 0;
     let mut last = None;
-    let mut read = Vec::with_capacity(BATCH);
-    while changes < limit && transactions.recv_many(&mut read, BATCH).await > 0 {
-        let mut records = Vec::with_capacity(read.len());
-        for transaction in read.drain(..) {
-            let transaction = transaction?;
-            changes += transaction.changes();
-            records.push(transaction.record);
+    let mut records = Vec::with_capacity(BATCH);
+    while changes < limit
+        && let Some(transaction) = transactions.recv().await
+    {
+        let transaction = transaction?;
+        changes += transaction.changes();
+        last = Some(transaction.record.position);
+        records.push(transaction.record);
+        if records.len() == BATCH {
+            pipeline.send(std::mem::replace(&mut records, Vec::with_capacity(BATCH))).await?;
         }
-        last = records.last().map(|record| record.position).or(last);
+    }
+    if !records.is_empty() {
         pipeline.send(records).await?;
     }
     if let Some(last) = last {

@@ -25,8 +25,9 @@ use index::{Index, RowIds, VersionIndex};
 
 /// Neighbouring segments of one size class that are merged into one.
 const FAN: usize = 8;
-/// Merges stop growing segments beyond this many rows.
-const MAX_ROWS: usize = 65_536;
+/// Merges stop growing segments beyond this many rows: a tick that rewrites one copies all its texts, and whatever
+/// changes meanwhile waits for it.
+const MAX_ROWS: usize = 16_384;
 /// A segment with this share of dead rows is rewritten (in tenths).
 const DEAD_TENTHS: usize = 3;
 

@@ -9,18 +9,27 @@ use std::{
 use anyhow::Context;
 use schemas::{
     id::DomainId,
-    row::{Cell, Column, ColumnType, DECIMAL_SCALE, Real, Row},
+    row::{Cell, Column, DECIMAL_SCALE, Real, Row},
     table::{Snapshot, TableName},
 };
 use serde_json::{Map, Value};
 
-/// A table of the workload: the file's name, where its rows are, the key by which they are sorted, and columns of ours
-/// that it does not have.
-const TABLES: [(&str, (&str, &str), &[&str], &[&str]); 4] = [
-    ("w1.jsonl", ("ucr", "pregnancies"), &["doc_id"], &["inserted_at"]),
-    ("w3.jsonl", ("views", "visits_by_month"), &["owner_id", "month"], &["updated_at"]),
-    ("w4.jsonl", ("ucr", "children"), &["child_id"], &["doc_id", "inserted_at"]),
-    ("w5.jsonl", ("views", "districts"), &["district_id"], &["updated_at"]),
+/// A table of the workload.
+struct Dumped {
+    file: &'static str,
+    /// Schema and name of our table.
+    name: (&'static str, &'static str),
+    /// Columns by which the rows are sorted.
+    key: &'static [&'static str],
+    /// Columns of ours that the workload does not have.
+    ours: &'static [&'static str],
+}
+
+const TABLES: [Dumped; 4] = [
+    Dumped { file: "w1.jsonl", name: ("ucr", "pregnancies"), key: &["doc_id"], ours: &["inserted_at"] },
+    Dumped { file: "w3.jsonl", name: ("views", "visits_by_month"), key: &["owner_id", "month"], ours: &["updated_at"] },
+    Dumped { file: "w4.jsonl", name: ("ucr", "children"), key: &["child_id"], ours: &["doc_id", "inserted_at"] },
+    Dumped { file: "w5.jsonl", name: ("views", "districts"), key: &["district_id"], ours: &["updated_at"] },
 ];
 
 /// Writes all of them.
@@ -29,7 +38,7 @@ const TABLES: [(&str, (&str, &str), &[&str], &[&str]); 4] = [
 /// A table is missing or a file cannot be written.
 pub(crate) fn tables(snapshot: &Snapshot, domain: &DomainId, directory: &Path) -> anyhow::Result<()> {
     let tables = &snapshot.domains.get(domain).with_context(|| format!("the domain {domain} is not known"))?.tables;
-    for (file, (schema, name), key, ours) in TABLES {
+    for Dumped { file, name: (schema, name), key, ours } in TABLES {
         let table =
             tables.get(&TableName::new(schema, name)).with_context(|| format!("there is no {schema}.{name}"))?;
         let key: Vec<usize> = key.iter().filter_map(|column| table.schema.position(column)).collect();
@@ -50,15 +59,14 @@ fn write(path: &Path, columns: &[Column], ours: &[&str], rows: &[Row]) -> anyhow
     let mut out = BufWriter::new(File::create(path)?);
     for row in rows {
         let theirs = columns.iter().zip(row.iter()).filter(|(column, _)| !ours.contains(&column.name.as_str()));
-        let object: Map<String, Value> =
-            theirs.map(|(column, cell)| (column.name.clone(), json(column.column_type, cell))).collect();
+        let object: Map<String, Value> = theirs.map(|(column, cell)| (column.name.clone(), json(cell))).collect();
         serde_json::to_writer(&mut out, &object)?;
         out.write_all(b"\n")?;
     }
     Ok(out.flush()?)
 }
 
-fn json(column: ColumnType, cell: &Cell) -> Value {
+fn json(cell: &Cell) -> Value {
     match cell {
         Cell::Null => Value::Null,
         Cell::Bool(value) => Value::from(*value),
@@ -71,6 +79,6 @@ fn json(column: ColumnType, cell: &Cell) -> Value {
             Value::from(text.split_once('T').map_or(text.as_str(), |(date, _)| date))
         }
         Cell::Datetime(micros) => Value::from(schemas::time::format_micros(*micros)),
-        Cell::List(items) => items.iter().map(|item| json(column, item)).collect(),
+        Cell::List(items) => items.iter().map(json).collect(),
     }
 }

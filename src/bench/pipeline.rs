@@ -132,7 +132,7 @@ fn definitions(domain: &DomainId) -> anyhow::Result<Vec<BootstrapDocument>> {
         }
         let document = ChangedDocument {
             kind,
-            id: DocId::new(*id)?,
+            id: DocId::new(id)?,
             stamp: Stamp(0),
             document_type: String::new(),
             subtype: None,

@@ -11,7 +11,7 @@ use std::{fmt::Display, io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{config, demo, load, telemetry};
+use crate::{bench, config, demo, load, telemetry};
 
 /// CommCare's data pipeline as a streaming system: forms in, live report tables out, within milliseconds.
 #[derive(Debug, Parser)]
@@ -29,6 +29,9 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Send forms to a running server and measure how long they take to become visible
     Load(load::LoadArgs),
+    /// Measure a part of the pipeline alone
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Say everything that is wrong with the configuration and this machine
     Check(check::CheckArgs),
     /// Work with the configuration file
@@ -91,6 +94,10 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Load(args) => {
             telemetry::start(&config::LogConfig::quiet()?)?;
             Box::pin(load::run(args)).await
+        }
+        Command::Bench(command) => {
+            telemetry::start(&config::LogConfig::quiet()?)?;
+            Box::pin(bench::run(command)).await
         }
         Command::Check(args) => check::run(args).await,
         Command::Config(command) => configuration::run(command),

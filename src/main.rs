@@ -3,6 +3,7 @@
 //! The rules of the domain live in the member crates; here they are configured, joined and started.
 
 mod assemble;
+mod bench;
 mod cli;
 mod config;
 mod credentials;

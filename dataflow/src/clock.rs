@@ -9,8 +9,7 @@ use std::{
 };
 
 use schemas::{
-    change::{ChangeRecord, DocKind},
-    port::{BootstrapDocument, Clock},
+    port::Clock,
     position::{Frontier, Tick},
     table::Snapshot,
 };
@@ -18,6 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     catalog::Catalog,
+    document::{Arriving, Content, Record},
     error::DataflowError,
     metrics::Metrics,
     snapshot::Publisher,
@@ -28,16 +28,17 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Event {
     /// Documents of the scan of the primary store.
-    Documents(Vec<BootstrapDocument>),
+    Documents(Vec<Arriving>),
     /// The scan is complete and stands at this frontier.
     ScanDone(Frontier),
     /// Records of the change log.
-    Records(Vec<Arc<ChangeRecord>>),
+    Records(Vec<Record>),
     /// The source has nothing newer.
     Idle,
 }
 
-/// Most records or documents of one tick.
+/// A tick that holds so many documents takes no further events. More would not pay: what a tick costs by itself is little
+/// beside them, and all that is made on the way to the tables is held until its end.
 const MAX_BATCH: usize = 8192;
 /// How long a tick may last because of walks: while changes come in, and while none do.
 const WALK_BESIDE_LIVE: Duration = Duration::from_millis(3);
@@ -113,19 +114,33 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
     /// One tick with everything that has arrived.
     fn step(&mut self, first: Option<Event>, events: &mut mpsc::Receiver<Event>) -> Result<(), DataflowError> {
         let mut batch = TickBatch { now: self.wall.now_micros(), ..TickBatch::default() };
+        let mut records = 0;
         let mut next = first;
         let mut scan_done = None;
         while let Some(event) = next.take() {
             match event {
-                Event::Documents(documents) => batch.documents.extend(documents.into_iter().map(Arc::new)),
+                Event::Documents(documents) => {
+                    records += documents.len();
+                    for document in documents {
+                        batch.commands.extend(self.catalog.domain(&document.key.domain));
+                        self.take(document, &mut batch);
+                    }
+                }
                 Event::ScanDone(frontier) => scan_done = Some(frontier),
-                Event::Records(records) => {
+                Event::Records(read) => {
                     self.sources_seen_at = batch.now;
-                    batch.records.extend(records);
+                    records += read.len();
+                    for record in read {
+                        self.frontier.advance(record.position);
+                        batch.commands.extend(self.catalog.domain(&record.domain));
+                        for document in record.documents {
+                            self.take(document, &mut batch);
+                        }
+                    }
                 }
                 Event::Idle => self.sources_seen_at = batch.now,
             }
-            if scan_done.is_none() && batch.records.len() + batch.documents.len() < MAX_BATCH {
+            if scan_done.is_none() && batch.documents.len() < MAX_BATCH {
                 next = events.try_recv().ok();
             }
         }
@@ -133,10 +148,8 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
             self.day = day(batch.now);
             batch.commands.extend(self.catalog.revisit());
         }
-        self.read(&mut batch);
-        let idle = batch.records.is_empty() && batch.documents.is_empty() && batch.commands.is_empty();
-        if !idle || self.walking {
-            self.run_batch(batch)?;
+        if records > 0 || !batch.commands.is_empty() || self.walking {
+            self.run_batch(batch, records)?;
         }
         if let Some(frontier) = scan_done {
             for position in frontier.positions() {
@@ -148,34 +161,21 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
         Ok(())
     }
 
-    /// Notes positions and stamps, and turns definitions into commands.
-    fn read(&mut self, batch: &mut TickBatch) {
-        let TickBatch { records, documents, commands, .. } = batch;
-        for record in records {
-            self.frontier.advance(record.position);
-            commands.extend(self.catalog.domain(&record.domain));
-            for document in &record.documents {
-                self.stamp = self.stamp.max(document.stamp.0);
-                if let DocKind::DataSource | DocKind::AggregateView = document.kind {
-                    let body = document.body.as_ref().map(|body| body.get());
-                    commands.extend(self.catalog.define(&record.domain, document.kind, document.id.as_str(), body));
-                }
-            }
-        }
-        for found in documents {
-            let document = &found.document;
-            commands.extend(self.catalog.domain(&found.domain));
-            self.stamp = self.stamp.max(document.stamp.0);
-            if let DocKind::DataSource | DocKind::AggregateView = document.kind {
-                let body = document.body.as_ref().map(|body| body.get());
-                commands.extend(self.catalog.define(&found.domain, document.kind, document.id.as_str(), body));
+    /// Notes the stamp of a document, and turns a definition into commands.
+    fn take(&mut self, document: Arriving, batch: &mut TickBatch) {
+        self.stamp = self.stamp.max(document.stamp.0);
+        match &document.content {
+            Content::Document(_) => batch.documents.push(document),
+            Content::Definition(body) => {
+                let key = &document.key;
+                let body = body.as_ref().map(|body| body.get());
+                batch.commands.extend(self.catalog.define(&key.domain, key.kind, key.id.as_str(), body));
             }
         }
     }
 
-    /// Runs a batch as one tick, and what it replaces leaves in ticks of their own right behind.
-    fn run_batch(&mut self, mut batch: TickBatch) -> Result<(), DataflowError> {
-        let live = batch.records.len() + batch.documents.len();
+    /// Runs a batch of so many records as one tick, and what it replaces leaves in ticks of their own right behind.
+    fn run_batch(&mut self, mut batch: TickBatch, live: usize) -> Result<(), DataflowError> {
         if live > 0 {
             self.last_live = Instant::now();
         }

@@ -12,6 +12,6 @@ pub struct DataflowConfig {
 
 impl Default for DataflowConfig {
     fn default() -> Self {
-        Self { queue: 256 }
+        Self { queue: 64 }
     }
 }

@@ -6,14 +6,17 @@
 //! The store is a slab with a hash index: an upsert costs one hash look-up (differential's upsert arrangement costs
 //! 3-18 µs), and since a backfill evaluates the *current* version of each slot it needs no older ones.
 
+use std::sync::Arc;
+
 use hashbrown::HashMap;
 use schemas::{
-    change::DocKind,
+    change::{ChangeRecord, ChangedDocument, DocKind},
     doc::Doc,
     id::{DocId, DomainId},
-    position::Stamp,
+    position::{Position, Stamp},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 /// Which document.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,7 +47,62 @@ pub(crate) struct Version {
     pub(crate) stamp: Stamp,
     pub(crate) doc: Doc,
     /// A form's xmlns, a case's type.
-    pub(crate) subtype: Option<Box<str>>,
+    pub(crate) subtype: Option<Arc<str>>,
+}
+
+/// A change record whose documents have been read. That is done where the source is awaited: the dataflow's own thread is
+/// the one that cannot be doubled.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) position: Position,
+    pub(crate) domain: DomainId,
+    pub(crate) documents: Vec<Arriving>,
+}
+
+/// A document as it arrives.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    pub(crate) key: DocKey,
+    pub(crate) stamp: Stamp,
+    pub(crate) content: Content,
+}
+
+/// What arrives under a key; nothing if it is gone for good.
+#[derive(Debug)]
+pub(crate) enum Content {
+    /// What views are computed from.
+    Document(Option<Version>),
+    /// What a view is.
+    Definition(Option<Arc<RawValue>>),
+}
+
+impl Record {
+    /// Reads the documents of a change record.
+    pub(crate) fn read(record: &ChangeRecord) -> Self {
+        let domain = record.domain.clone();
+        let documents = record.documents.iter().map(|document| Arriving::read(&domain, document)).collect();
+        Self { position: record.position, domain, documents }
+    }
+}
+
+impl Arriving {
+    /// Reads one document.
+    pub(crate) fn read(domain: &DomainId, document: &ChangedDocument) -> Self {
+        let key = DocKey { domain: domain.clone(), kind: document.kind, id: document.id.clone() };
+        let stamp = document.stamp;
+        let content = if matches!(document.kind, DocKind::DataSource | DocKind::AggregateView) {
+            Content::Definition(document.body.clone())
+        } else {
+            Content::Document(document.body.as_ref().and_then(|body| match Doc::from_json(body.get()) {
+                Ok(doc) => Some(Version { stamp, doc, subtype: document.subtype.as_deref().map(Into::into) }),
+                Err(error) => {
+                    tracing::error!(document = %document.id, %domain, %error, "a change record holds a document that cannot be read; it is left out");
+                    None
+                }
+            }))
+        };
+        Self { key, stamp, content }
+    }
 }
 
 /// Number of a document's place, fixed for life.

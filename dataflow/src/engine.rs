@@ -19,6 +19,7 @@ use tokio::{
 use crate::{
     clock::{Event, TickClock},
     config::DataflowConfig,
+    document::{Arriving, Record},
     error::DataflowError,
     metrics::Metrics,
     snapshot::Publisher,
@@ -125,7 +126,7 @@ impl Supervisor {
                 let Some((mut events, publisher, wall)) = taken else { return Ok(()) };
                 let mut engine = Engine::new(worker);
                 let run_tick = |batch: TickBatch| {
-                    let mut report = engine.tick(worker, &batch);
+                    let mut report = engine.tick(worker, batch);
                     match report.failed.take() {
                         Some(error) => Err(error.into()),
                         None => Ok(report),
@@ -155,7 +156,9 @@ impl Supervisor {
         let mut pause = RETRY.0;
         loop {
             let event = match source.next().await {
-                Ok(SourceEvent::Records(records)) => Event::Records(records),
+                Ok(SourceEvent::Records(records)) => {
+                    Event::Records(records.iter().map(|record| Record::read(record)).collect())
+                }
                 Ok(SourceEvent::Idle) => Event::Idle,
                 Err(error @ SourceError::Gap { .. }) => return Err(error),
                 Err(error @ SourceError::Unavailable(_)) => {
@@ -178,7 +181,8 @@ impl Supervisor {
         let frontier = scan.frontier();
         tracing::info!(expected = scan.expected(), %frontier, "reading documents from the primary store");
         while let Some(documents) = scan.next().await.map_err(failed(true))? {
-            events.send(Event::Documents(documents)).await.map_err(|_| Pumped::Gone)?;
+            let read = documents.iter().map(|found| Arriving::read(&found.domain, &found.document)).collect();
+            events.send(Event::Documents(read)).await.map_err(|_| Pumped::Gone)?;
         }
         events.send(Event::ScanDone(frontier.clone())).await.map_err(|_| Pumped::Gone)?;
         Ok(frontier)

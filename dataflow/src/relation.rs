@@ -3,15 +3,17 @@
 //! A row may read the document of an id, the subcases of a case, the forms of a case. Each such question is a
 //! [`RelationKey`]; the worker that owns the key holds the answer and the set of documents (*subjects*) that asked.
 
+use std::{cell::RefCell, rc::Rc};
+
 use hashbrown::{HashMap, HashSet};
 use schemas::{
     change::DocKind,
     doc::{Node, Symbol, View},
-    id::DomainId,
+    id::{DocId, DomainId},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::document::{DocKey, Version, partition};
+use crate::document::{DocKey, Documents, Version, partition};
 
 /// Kinds of question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -97,10 +99,16 @@ pub(crate) struct Answer {
     pub(crate) related: Related,
 }
 
-/// What a document contributes to: its own id, the cases it points to, touched, or counts the stock of.
+/// The question for a document's own id, which it answers alone.
+pub(crate) fn own_id(key: &DocKey) -> RelationKey {
+    RelationKey { domain: key.domain.clone(), kind: RelationKind::Document(key.kind), id: key.id.as_str().into() }
+}
+
+/// What a document contributes to besides the question for its own id: those of the cases it points to, touched, or counts
+/// the stock of.
 pub(crate) fn contributions(key: &DocKey, version: Option<&Version>) -> Vec<RelationKey> {
     let question = |kind, id: &str| RelationKey { domain: key.domain.clone(), kind, id: id.into() };
-    let mut found = vec![question(RelationKind::Document(key.kind), key.id.as_str())];
+    let mut found = Vec::new();
     let Some(version) = version else { return found };
     match key.kind {
         DocKind::Case => {
@@ -177,19 +185,27 @@ fn touched_cases(node: Node<'_>, found: &mut impl FnMut(&str)) {
 }
 
 /// The questions that one worker answers.
-#[derive(Default)]
 pub(crate) struct Relations {
+    /// The answers to questions for the document of an id, which has the same home.
+    documents: Rc<RefCell<Documents>>,
     subjects: HashMap<RelationKey, HashSet<DocKey>>,
+    /// The answers to all other questions.
     answers: HashMap<RelationKey, Vec<(DocKey, Version)>>,
 }
 
 impl Relations {
+    pub(crate) fn new(documents: Rc<RefCell<Documents>>) -> Self {
+        Self { documents, subjects: HashMap::new(), answers: HashMap::new() }
+    }
+
     /// Takes in a change of an answer and tells every subject that asked.
     pub(crate) fn relate(&mut self, related: Related, tell: &mut impl FnMut(Answer)) {
         for subject in self.subjects.get(&related.relation).into_iter().flatten() {
             tell(Answer { subject: subject.clone(), related: related.clone() });
         }
-        upsert(&mut self.answers, related);
+        if !matches!(related.relation.kind, RelationKind::Document(_)) {
+            upsert(&mut self.answers, related);
+        }
     }
 
     /// Registers or forgets a subject; a new one is told the present answer.
@@ -203,13 +219,21 @@ impl Relations {
             }
             return;
         }
-        for (document, version) in self.answers.get(&demand.relation).into_iter().flatten() {
-            let related = Related {
-                relation: demand.relation.clone(),
-                document: document.clone(),
-                version: Some(version.clone()),
-            };
-            tell(Answer { subject: demand.subject.clone(), related });
+        let mut answer = |document: &DocKey, version: &Version| {
+            let (relation, document, version) = (demand.relation.clone(), document.clone(), Some(version.clone()));
+            tell(Answer { subject: demand.subject.clone(), related: Related { relation, document, version } });
+        };
+        if let RelationKind::Document(kind) = demand.relation.kind {
+            let key =
+                DocId::new(&demand.relation.id).map(|id| DocKey { domain: demand.relation.domain.clone(), kind, id });
+            if let Ok(key) = key
+                && let Some(version) = self.documents.borrow().get(&key)
+            {
+                answer(&key, version);
+            }
+        } else {
+            let held = self.answers.get(&demand.relation).into_iter().flatten();
+            held.for_each(|(document, version)| answer(document, version));
         }
         self.subjects.entry(demand.relation).or_default().insert(demand.subject);
     }

@@ -20,13 +20,14 @@ use schemas::{
     table::{KeyIndex, Segment, Table},
 };
 
-use build::{batch, cells, compact};
+use build::{batch, compact};
 use index::{Index, RowIds, VersionIndex};
 
 /// Neighbouring segments of one size class that are merged into one.
 const FAN: usize = 8;
-/// Merges stop growing segments beyond this many rows.
-const MAX_ROWS: usize = 65_536;
+/// Merges stop growing segments beyond this many rows: a tick that rewrites one copies all its texts, and whatever
+/// changes meanwhile waits for it.
+const MAX_ROWS: usize = 16_384;
 /// A segment with this share of dead rows is rewritten (in tenths).
 const DEAD_TENTHS: usize = 3;
 
@@ -81,7 +82,7 @@ impl TableWriter {
             .into_iter()
             .filter_map(|id| {
                 let (part, at) = self.place(id)?;
-                Some(cells(&self.schema, &self.parts.get(part)?.segment.batch, at))
+                Some(self.schema.row(&self.parts.get(part)?.segment.batch, at))
             })
             .collect()
     }
@@ -207,7 +208,7 @@ pub(crate) fn walk(table: &Table, start: usize, end: usize) -> Vec<Row> {
         let len = segment.batch.num_rows();
         for row in start.max(offset)..end.min(offset + len) {
             if !segment.dead.is_dead(row - offset) {
-                rows.push(cells(&table.schema, &segment.batch, row - offset));
+                rows.push(table.schema.row(&segment.batch, row - offset));
             }
         }
         offset += len;

@@ -21,10 +21,8 @@ use std::{
 
 use hashbrown::HashMap;
 use schemas::{
-    change::{ChangeRecord, ChangedDocument, DocKind},
-    doc::Doc,
+    change::DocKind,
     id::DomainId,
-    port::BootstrapDocument,
     position::{Stamp, Tick},
     table::Table,
 };
@@ -40,7 +38,7 @@ use timely::{
 
 use crate::{
     aggregate::Aggregates,
-    document::{DocKey, Documents, Version},
+    document::{Arriving, Content, DocKey, Documents, Version},
     error::TableError,
     evaluate::Evaluator,
     rows::{Feed, IndexNo, Published, Reader, Tables},
@@ -74,8 +72,7 @@ pub(crate) struct TickBatch {
     /// Newest stamp among the documents so far.
     pub(crate) stamp: i64,
     pub(crate) commands: Vec<Command>,
-    pub(crate) records: Vec<Arc<ChangeRecord>>,
-    pub(crate) documents: Vec<Arc<BootstrapDocument>>,
+    pub(crate) documents: Vec<Arriving>,
     /// Documents or rows that may be walked for views being built.
     pub(crate) walk: usize,
 }
@@ -213,7 +210,7 @@ impl Engine {
     }
 
     /// Runs one tick to its end.
-    pub(crate) fn tick(&mut self, worker: &mut Worker, batch: &TickBatch) -> Report {
+    pub(crate) fn tick(&mut self, worker: &mut Worker, batch: TickBatch) -> Report {
         self.arrivals.advance_to(round_zero(batch.tick));
         self.nudges.advance_to(round_zero(batch.tick));
         self.state.stamp.set(batch.stamp);
@@ -221,13 +218,8 @@ impl Engine {
         for command in &batch.commands {
             self.command(command, batch.tick);
         }
-        for record in &batch.records {
-            for document in &record.documents {
-                self.arrive(&record.domain, document);
-            }
-        }
-        for found in &batch.documents {
-            self.arrive(&found.domain, &found.document);
+        for document in batch.documents {
+            self.arrive(document);
         }
         let (walked, ended) = self.walk(batch.walk);
         let end = round_zero(Tick(batch.tick.0 + 1));
@@ -249,24 +241,12 @@ impl Engine {
         }
     }
 
-    fn arrive(&mut self, domain: &DomainId, document: &ChangedDocument) {
-        if matches!(document.kind, DocKind::DataSource | DocKind::AggregateView) {
-            return;
+    fn arrive(&mut self, Arriving { key, stamp, content }: Arriving) {
+        if let Content::Document(version) = content
+            && key.partition() % self.workers == self.worker
+        {
+            self.arrivals.send(Arrival::Upsert { key, version, stamp });
         }
-        let key = DocKey { domain: domain.clone(), kind: document.kind, id: document.id.clone() };
-        if key.partition() % self.workers != self.worker {
-            return;
-        }
-        let version = document.body.as_ref().and_then(|body| match Doc::from_json(body.get()) {
-            Ok(doc) => {
-                Some(Version { stamp: document.stamp, doc, subtype: document.subtype.as_deref().map(Into::into) })
-            }
-            Err(error) => {
-                tracing::error!(document = %document.id, %domain, %error, "a change record holds a document that cannot be read; it is left out");
-                None
-            }
-        });
-        self.arrivals.send(Arrival::Upsert { key, version, stamp: document.stamp });
     }
 
     fn command(&mut self, command: &Command, tick: Tick) {

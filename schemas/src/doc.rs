@@ -10,6 +10,7 @@
 
 use std::{
     fmt,
+    ops::Range,
     sync::{Arc, LazyLock, PoisonError, RwLock},
 };
 
@@ -59,6 +60,9 @@ impl Symbol {
         usize::try_from(self.0).ok().and_then(|at| dictionary.names.get(at).copied()).unwrap_or_default()
     }
 }
+
+/// Names of an object for which room is made at once.
+const NAMES: usize = 16;
 
 const NULL: u8 = 0;
 const FALSE: u8 = 1;
@@ -423,31 +427,40 @@ impl<'de> Visitor<'de> for Encode<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
         let depth = deeper::<A::Error>(self.depth)?;
-        let mut symbols: Vec<[u8; 4]> = Vec::new();
-        let mut values: Vec<Vec<u8>> = Vec::new();
+        let mut symbols: Vec<[u8; 4]> = Vec::with_capacity(NAMES);
+        let mut values: Vec<Range<usize>> = Vec::with_capacity(NAMES);
+        let mut heap = Vec::new();
+        let mut repeated = false;
         while let Some(name) = entries.next_key_seed(Name)? {
-            let mut value = Vec::new();
-            entries.next_value_seed(Encode { out: &mut value, depth })?;
+            let start = heap.len();
+            entries.next_value_seed(Encode { out: &mut heap, depth })?;
             let symbol = name.0.to_le_bytes();
             // The last of equal names wins, in the place of the first, as in Python's `json`.
             match symbols.iter().position(|s| *s == symbol).and_then(|at| values.get_mut(at)) {
-                Some(slot) => *slot = value,
+                Some(value) => {
+                    *value = start..heap.len();
+                    repeated = true;
+                }
                 None => {
                     symbols.push(symbol);
-                    values.push(value);
+                    values.push(start..heap.len());
                 }
             }
         }
         self.out.push(MAP);
         self.out.extend_from_slice(&length::<A::Error>(symbols.len())?);
-        self.out.extend(symbols.into_iter().flatten());
+        self.out.extend_from_slice(symbols.as_flattened());
         let mut end = 0;
         for value in &values {
             end += value.len();
             self.out.extend_from_slice(&length::<A::Error>(end)?);
         }
-        for value in &values {
-            self.out.extend_from_slice(value);
+        if !repeated {
+            self.out.extend_from_slice(&heap);
+            return Ok(());
+        }
+        for value in values {
+            self.out.extend_from_slice(heap.get(value).unwrap_or_default());
         }
         Ok(())
     }

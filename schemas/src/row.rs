@@ -2,6 +2,10 @@
 
 use std::{cmp::Ordering, hash::Hash, sync::Arc};
 
+use arrow_array::{
+    Array, ArrayRef, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int16Array, Int32Array, Int64Array,
+    ListArray, RecordBatch, StringArray, StringViewArray, TimestampMicrosecondArray,
+};
 use arrow_schema::{DataType, Field, TimeUnit};
 use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
@@ -107,6 +111,35 @@ impl ColumnType {
             Self::Boolean => DataType::Boolean,
         }
     }
+
+    /// The cell at `row` of an array of that type; null if the array is of another type.
+    #[must_use]
+    pub fn cell(self, array: &ArrayRef, row: usize) -> Cell {
+        fn of<T: 'static>(array: &ArrayRef) -> Option<&T> {
+            array.as_any().downcast_ref()
+        }
+        if array.is_null(row) {
+            return Cell::Null;
+        }
+        let value = match self {
+            Self::Text => of::<StringViewArray>(array).map(|a| Cell::Text(a.value(row).into())),
+            Self::Integer => of::<Int32Array>(array).map(|a| Cell::Int(a.value(row).into())),
+            Self::SmallInteger => of::<Int16Array>(array).map(|a| Cell::Int(a.value(row).into())),
+            Self::BigInteger => of::<Int64Array>(array).map(|a| Cell::Int(a.value(row))),
+            Self::Decimal => of::<Decimal128Array>(array).map(|a| Cell::Decimal(a.value(row))),
+            Self::Float => of::<Float64Array>(array).map(|a| Cell::Float(Real(a.value(row)))),
+            Self::Date => of::<Date32Array>(array).map(|a| Cell::Date(a.value(row))),
+            Self::Datetime => of::<TimestampMicrosecondArray>(array).map(|a| Cell::Datetime(a.value(row))),
+            Self::Boolean => of::<BooleanArray>(array).map(|a| Cell::Bool(a.value(row))),
+            Self::TextList => of::<ListArray>(array).and_then(|a| {
+                let items = a.value(row);
+                let items = items.as_any().downcast_ref::<StringArray>()?;
+                let texts = items.iter().map(|item| item.map_or(Cell::Null, |text| Cell::Text(text.into())));
+                Some(Cell::List(texts.collect()))
+            }),
+        };
+        value.unwrap_or(Cell::Null)
+    }
 }
 
 /// A column of a live table.
@@ -149,6 +182,12 @@ impl TableSchema {
     #[must_use]
     pub fn position(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.name == name)
+    }
+
+    /// The row at `row` of a batch of this schema.
+    #[must_use]
+    pub fn row(&self, batch: &RecordBatch, row: usize) -> Row {
+        self.columns.iter().zip(batch.columns()).map(|(column, array)| column.column_type.cell(array, row)).collect()
     }
 
     /// The Arrow schema, fields in column order.

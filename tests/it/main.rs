@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod bench;
 #[allow(dead_code, reason = "shared with the tests of the Kafka source, which use all of it")]
 #[path = "../kafka/broker.rs"]
 mod broker;

@@ -45,16 +45,7 @@ const MOVE_EVERY: usize = 150;
 impl Workload {
     /// Generates `forms` submissions. Small runs hold few moves, so further ones are drawn from the same seed.
     pub(crate) fn generate(forms: usize, seed: u64) -> Self {
-        let out = tempfile::tempdir().unwrap();
-        let generator = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/workload/generate.py");
-        let status = Command::new("python3")
-            .arg(&generator)
-            .args(["--forms", &forms.to_string(), "--seed", &seed.to_string(), "--out"])
-            .arg(out.path())
-            .stdout(std::process::Stdio::null())
-            .status()
-            .unwrap();
-        assert!(status.success(), "{} failed: {status}", generator.display());
+        let out = generated(forms, seed);
         let mut submissions: VecDeque<Value> = lines(&out.path().join("submissions.jsonl")).into();
         let mut workload = Self { places: Vec::new(), workers: Vec::new(), events: Vec::new() };
         for change in lines(&out.path().join("changes.jsonl")) {
@@ -100,7 +91,23 @@ impl Workload {
     }
 }
 
-fn lines(path: &PathBuf) -> Vec<Value> {
+/// A directory with the files of `forms` submissions, as the shared generator writes them.
+pub(crate) fn generated(forms: usize, seed: u64) -> tempfile::TempDir {
+    let out = tempfile::tempdir().unwrap();
+    let generator = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/workload/generate.py");
+    let status = Command::new("python3")
+        .arg(&generator)
+        .args(["--forms", &forms.to_string(), "--seed", &seed.to_string(), "--out"])
+        .arg(out.path())
+        .stdout(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{} failed: {status}", generator.display());
+    out
+}
+
+/// The JSON values of a file, one a line.
+pub(crate) fn lines(path: &PathBuf) -> Vec<Value> {
     std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 

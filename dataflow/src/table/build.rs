@@ -1,10 +1,9 @@
-//! Between rows and Arrow columns.
+//! From rows to Arrow columns.
 
 use std::sync::Arc;
 
 use arrow_array::{
-    Array, ArrayRef, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int16Array, Int32Array, Int64Array,
-    ListArray, RecordBatch, StringArray, StringViewArray, TimestampMicrosecondArray,
+    ArrayRef, RecordBatch, StringViewArray, TimestampMicrosecondArray,
     builder::{
         BooleanBuilder, Date32Builder, Decimal128Builder, Float64Builder, Int16Builder, Int32Builder, Int64Builder,
         ListBuilder, StringBuilder, StringViewBuilder, TimestampMicrosecondBuilder,
@@ -13,9 +12,16 @@ use arrow_array::{
 use arrow_schema::{ArrowError, SchemaRef};
 use arrow_select::{concat::concat_batches, filter::filter_record_batch};
 use schemas::{
-    row::{Cell, ColumnType, DECIMAL_PRECISION, DECIMAL_SCALE, Real, Row, TableSchema},
+    row::{Cell, ColumnType, DECIMAL_PRECISION, DECIMAL_SCALE, Real, TableSchema},
     table::Segment,
 };
+
+/// Longest text that lies in the view itself, in bytes.
+const INLINE: usize = 12;
+/// Merged batches of up to so many rows get one buffer for the texts of a column.
+const COPIED_ROWS: usize = 8192;
+/// And so do larger ones when one row in so many is dead.
+const COPIED_DEAD: usize = 8;
 
 /// Builds one record batch. A cell of another type than its column becomes null.
 pub(super) fn batch<'r>(
@@ -63,15 +69,23 @@ macro_rules! values {
 
 /// One column of `rows` cells. Builders are made for just as many: by default they hold a thousand, and most ticks bring
 /// a table a row or two.
-fn array<'r>(column: ColumnType, rows: usize, cells: impl Iterator<Item = &'r Cell>) -> Result<ArrayRef, ArrowError> {
+fn array<'r>(
+    column: ColumnType,
+    rows: usize,
+    cells: impl Iterator<Item = &'r Cell> + Clone,
+) -> Result<ArrayRef, ArrowError> {
     Ok(match column {
         ColumnType::Text => {
+            // One buffer of just the size: by default blocks grow to megabytes, and the last one stays half empty.
+            let long = cells.clone().filter_map(text).map(str::len).filter(|length| *length > INLINE).sum::<usize>();
             let mut builder = StringViewBuilder::with_capacity(rows);
+            if let Ok(long) = u32::try_from(long)
+                && long > 0
+            {
+                builder = builder.with_fixed_block_size(long);
+            }
             for cell in cells {
-                builder.append_option(match cell {
-                    Cell::Text(text) => Some(text.as_str()),
-                    _ => None,
-                });
+                builder.append_option(text(cell));
             }
             Arc::new(builder.finish())
         }
@@ -104,10 +118,7 @@ fn array<'r>(column: ColumnType, rows: usize, cells: impl Iterator<Item = &'r Ce
                     continue;
                 };
                 for item in items {
-                    builder.values().append_option(match item {
-                        Cell::Text(text) => Some(text.as_str()),
-                        _ => None,
-                    });
+                    builder.values().append_option(text(item));
                 }
                 builder.append(true);
             }
@@ -116,51 +127,33 @@ fn array<'r>(column: ColumnType, rows: usize, cells: impl Iterator<Item = &'r Ce
     })
 }
 
-/// Decodes one row.
-pub(super) fn cells(schema: &TableSchema, batch: &RecordBatch, row: usize) -> Row {
-    schema.columns.iter().zip(batch.columns()).map(|(column, array)| cell(column.column_type, array, row)).collect()
+fn text(cell: &Cell) -> Option<&str> {
+    match cell {
+        Cell::Text(text) => Some(text),
+        _ => None,
+    }
 }
 
-fn cell(column: ColumnType, array: &ArrayRef, row: usize) -> Cell {
-    fn of<T: 'static>(array: &ArrayRef) -> Option<&T> {
-        array.as_any().downcast_ref()
-    }
-    if array.is_null(row) {
-        return Cell::Null;
-    }
-    let value = match column {
-        ColumnType::Text => of::<StringViewArray>(array).map(|a| Cell::Text(a.value(row).into())),
-        ColumnType::Integer => of::<Int32Array>(array).map(|a| Cell::Int(a.value(row).into())),
-        ColumnType::SmallInteger => of::<Int16Array>(array).map(|a| Cell::Int(a.value(row).into())),
-        ColumnType::BigInteger => of::<Int64Array>(array).map(|a| Cell::Int(a.value(row))),
-        ColumnType::Decimal => of::<Decimal128Array>(array).map(|a| Cell::Decimal(a.value(row))),
-        ColumnType::Float => of::<Float64Array>(array).map(|a| Cell::Float(Real(a.value(row)))),
-        ColumnType::Date => of::<Date32Array>(array).map(|a| Cell::Date(a.value(row))),
-        ColumnType::Datetime => of::<TimestampMicrosecondArray>(array).map(|a| Cell::Datetime(a.value(row))),
-        ColumnType::Boolean => of::<BooleanArray>(array).map(|a| Cell::Bool(a.value(row))),
-        ColumnType::TextList => of::<ListArray>(array).and_then(|a| {
-            let items = a.value(row);
-            let items = items.as_any().downcast_ref::<StringArray>()?;
-            let texts = items.iter().map(|item| item.map_or(Cell::Null, |text| Cell::Text(text.into())));
-            Some(Cell::List(texts.collect()))
-        }),
-    };
-    value.unwrap_or(Cell::Null)
-}
-
-/// One batch with the live rows of several segments, in order. Text buffers of dead rows are let go.
+/// One batch with the live rows of several segments, in order. Texts are copied together, without those of dead rows, while
+/// batches are small; in large ones that have few dead rows they stay where they are.
 pub(super) fn compact<'s>(
     arrow: &SchemaRef,
     segments: impl Iterator<Item = &'s Segment>,
 ) -> Result<RecordBatch, ArrowError> {
     let mut live = Vec::new();
+    let (mut rows, mut dead) = (0, 0);
     for segment in segments {
+        rows += segment.batch.num_rows();
+        dead += segment.dead.count();
         live.push(match segment.dead.live(0, segment.batch.num_rows()) {
             Some(filter) => filter_record_batch(&segment.batch, &filter)?,
             None => segment.batch.clone(),
         });
     }
     let merged = concat_batches(arrow, &live)?;
+    if rows > COPIED_ROWS && dead * COPIED_DEAD < rows {
+        return Ok(merged);
+    }
     let columns = merged
         .columns()
         .iter()

@@ -18,7 +18,7 @@ use super::{Arrival, RowWalk, State, round_zero, tick_of};
 use crate::{
     aggregate::{JoinKey, Joined, Next},
     evaluate::{Changed, Reach, RowChange, Said},
-    relation::{Answer, Demand, Related, Relations, contributions},
+    relation::{Answer, Demand, Related, Relations, contributions, own_id},
     rows::{Difference, Reader},
     table::walk,
     view::ViewNo,
@@ -39,7 +39,7 @@ pub(super) fn evaluation<'s>(
     let (changed, related) = documents(arriving, state);
     let (handle, answers) = scope.feedback::<Vec<Answer>>(1);
     let (rows, demands) = evaluate(changed, answers, state);
-    relate(related, demands).connect_loop(handle);
+    relate(related, demands, state).connect_loop(handle);
     rows
 }
 
@@ -66,7 +66,7 @@ fn documents<'s>(arriving: Stream<'s, Arrival>, state: &State) -> (Stream<'s, Ch
                                 for relation in old.into_iter().filter(|relation| !new.contains(relation)) {
                                     session.give(Err(Related { relation, document: key.clone(), version: None }));
                                 }
-                                for relation in new {
+                                for relation in new.into_iter().chain([own_id(&key)]) {
                                     let (document, version) = (key.clone(), version.clone());
                                     session.give(Err(Related { relation, document, version }));
                                 }
@@ -123,11 +123,12 @@ fn evaluate<'s>(
 }
 
 /// Answers demands from the documents that contribute, and tells subjects of changes.
-fn relate<'s>(related: Stream<'s, Related>, demands: Stream<'s, Demand>) -> Stream<'s, Answer> {
+fn relate<'s>(related: Stream<'s, Related>, demands: Stream<'s, Demand>, state: &State) -> Stream<'s, Answer> {
+    let documents = Rc::clone(&state.documents);
     let related_home = Exchange::new(|related: &Related| related.relation.partition());
     let demand_home = Exchange::new(|demand: &Demand| demand.relation.partition());
     related.binary_frontier(demands, related_home, demand_home, "Relate", move |_, _| {
-        let mut relations = Relations::default();
+        let mut relations = Relations::new(documents);
         let mut rounds: Rounds<Related, Demand> = BTreeMap::new();
         move |(related, related_frontier), (demands, demands_frontier), output| {
             related.for_each(|capability, data| {

@@ -18,7 +18,7 @@ use schemas::{
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
-use tokio_postgres::types::Type;
+use tokio_postgres::{Row, types::Type};
 
 use self::{
     cache::{Key, VerifiedCache},
@@ -58,6 +58,18 @@ struct Candidate {
 }
 
 impl Candidate {
+    /// The active account, of a row of id, name and permissions, that a random secret belongs to.
+    fn holder(row: &Row) -> Result<Self, DatabaseError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            username: row.try_get(1)?,
+            password_hash: None,
+            digest_hash: None,
+            permissions: row.try_get(2)?,
+            is_active: true,
+        })
+    }
+
     fn is_inactive_worker(&self) -> bool {
         !self.is_active && self.username.ends_with(WORKER_SUFFIX)
     }
@@ -185,14 +197,7 @@ impl AccountAuthenticator {
             )
             .await?;
         let Some(row) = row else { return Ok(None) };
-        Ok(Some(Candidate {
-            id: row.try_get(0)?,
-            username: row.try_get(1)?,
-            password_hash: None,
-            digest_hash: None,
-            permissions: row.try_get(2)?,
-            is_active: true,
-        }))
+        Ok(Some(Candidate::holder(&row)?))
     }
 
     async fn by_key(&self, domain: &DomainId, username: &str, key: &str) -> Result<Option<Candidate>, DatabaseError> {
@@ -216,14 +221,7 @@ impl AccountAuthenticator {
         if !bool::from(stored.ct_eq(&wanted)) {
             return Ok(None);
         }
-        Ok(Some(Candidate {
-            id: row.try_get(0)?,
-            username: row.try_get(1)?,
-            password_hash: None,
-            digest_hash: None,
-            permissions: row.try_get(2)?,
-            is_active: true,
-        }))
+        Ok(Some(Candidate::holder(&row)?))
     }
 }
 

@@ -15,15 +15,21 @@ mod room;
 
 use std::sync::Arc;
 
-use axum::{Router, extract::DefaultBodyLimit, routing::MethodRouter};
-use schemas::port::ViewReader;
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    http::{HeaderName, HeaderValue},
+    response::Response,
+    routing::MethodRouter,
+};
+use schemas::{port::ViewReader, position::Position};
 use tower_http::decompression::RequestDecompressionLayer;
 
 use self::room::BodyRoom;
 use crate::Ingest;
 
 /// Names the position of a write in answers.
-pub(crate) const POSITION_HEADER: &str = "x-millrace-position";
+const POSITION_HEADER: &str = "x-millrace-position";
 
 /// What every handler gets.
 #[derive(Clone, Debug)]
@@ -50,6 +56,15 @@ pub(crate) fn routes(ingest: Arc<Ingest>, views: Arc<dyn ViewReader>) -> Router 
         .layer(DefaultBodyLimit::max(limit))
         .layer(RequestDecompressionLayer::new().gzip(true).pass_through_unaccepted(false))
         .with_state(state)
+}
+
+/// Adds the position of a write to its answer; a write that changed nothing has none.
+fn with_position(mut response: Response, position: impl Into<Option<Position>>) -> Response {
+    let value = position.into().and_then(|position| HeaderValue::from_str(&position.to_string()).ok());
+    if let Some(value) = value {
+        response.headers_mut().insert(HeaderName::from_static(POSITION_HEADER), value);
+    }
+    response
 }
 
 /// A path with and without its final slash.

@@ -11,8 +11,9 @@ use schemas::id::DomainId;
 const FAILURES: u32 = 10;
 /// How long failures are counted together, and how long a name stays closed, in microseconds.
 const WINDOW: i64 = 300_000_000;
-/// Most names remembered.
+/// Most names remembered, and characters of each.
 const CAPACITY: usize = 20_000;
+const NAME_CHARS: usize = 255;
 
 #[derive(Clone, Copy, Debug)]
 struct Failures {
@@ -27,11 +28,15 @@ pub(super) struct Lockout {
     failures: Mutex<HashMap<(DomainId, String), Failures>>,
 }
 
+fn key(domain: &DomainId, username: &str) -> (DomainId, String) {
+    (domain.clone(), username.chars().take(NAME_CHARS).collect())
+}
+
 impl Lockout {
     /// Seconds until the next attempt of a name is looked at; none if it may be now. `now` is in microseconds since 1970 UTC.
     pub(super) fn closed(&self, domain: &DomainId, username: &str, now: i64) -> Option<u64> {
         let failures = self.failures.lock();
-        let failed = failures.get(&(domain.clone(), username.to_owned()))?;
+        let failed = failures.get(&key(domain, username))?;
         let left = failed.since.saturating_add(WINDOW).saturating_sub(now);
         (failed.count >= FAILURES && left > 0).then(|| u64::try_from(left / 1_000_000 + 1).unwrap_or(1))
     }
@@ -45,7 +50,7 @@ impl Lockout {
         if failures.len() >= CAPACITY {
             failures.clear();
         }
-        let failed = failures.entry((domain.clone(), username.to_owned())).or_insert(Failures { since: now, count: 0 });
+        let failed = failures.entry(key(domain, username)).or_insert(Failures { since: now, count: 0 });
         if now.saturating_sub(failed.since) >= WINDOW {
             *failed = Failures { since: now, count: 0 };
         }
@@ -54,7 +59,7 @@ impl Lockout {
 
     /// Forgets the failures of a name after it succeeded.
     pub(super) fn succeeded(&self, domain: &DomainId, username: &str) {
-        self.failures.lock().remove(&(domain.clone(), username.to_owned()));
+        self.failures.lock().remove(&key(domain, username));
     }
 }
 

@@ -3,7 +3,7 @@
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::{HeaderName, HeaderValue, StatusCode},
+    http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -12,12 +12,11 @@ use schemas::{
     change::DocKind,
     id::{DomainId, ViewName},
     port::Permission,
-    position::Position,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{HttpState, POSITION_HEADER, both, caller, caller::Asked, refusal, room::Sent};
+use super::{HttpState, both, caller, caller::Asked, refusal, room::Sent, with_position};
 use crate::definition::{Definition, DefinitionError};
 
 /// Adds the routes.
@@ -95,13 +94,6 @@ async fn write(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked,
         Ok(position) => with_position(Json(json!({"id": id, "position": position})).into_response(), position),
         Err(error) => refused(&error),
     }
-}
-
-fn with_position(mut response: Response, position: Position) -> Response {
-    if let Ok(position) = HeaderValue::from_str(&position.to_string()) {
-        response.headers_mut().insert(HeaderName::from_static(POSITION_HEADER), position);
-    }
-    response
 }
 
 /// Every problem with its place, so that an editor can show all of them at once.

@@ -9,7 +9,7 @@ use std::pin::pin;
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{post, put},
 };
@@ -25,7 +25,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{HttpState, POSITION_HEADER, both, caller, caller::Asked, import, refusal, room::Sent};
+use super::{HttpState, both, caller, caller::Asked, import, refusal, room::Sent, with_position};
 use crate::{
     auth::password,
     error::WriteError,
@@ -137,13 +137,6 @@ async fn one(
         }
         Err(error) => refusal::json_error(&error),
     }
-}
-
-pub(super) fn with_position(mut response: Response, position: Option<Position>) -> Response {
-    if let Some(position) = position.and_then(|position| HeaderValue::from_str(&position.to_string()).ok()) {
-        response.headers_mut().insert(HeaderName::from_static(POSITION_HEADER), position);
-    }
-    response
 }
 
 fn object(body: &[u8]) -> Result<Map<String, Value>, WriteError> {

@@ -7,7 +7,7 @@ use axum::{
 };
 use quick_xml::escape::escape;
 
-use super::{POSITION_HEADER, refusal};
+use super::{refusal, with_position};
 use crate::{
     error::WriteError,
     submit::{Outcome, Receipt},
@@ -69,14 +69,11 @@ pub(super) fn stored(receipt: &Receipt, version: Version) -> Response {
         (Outcome::Broken { problem }, _) => unacceptable(&format!("There was an error processing the form: {problem}")),
     };
     let headers = response.headers_mut();
-    if let Ok(position) = HeaderValue::from_str(&receipt.position.to_string()) {
-        headers.insert(HeaderName::from_static(POSITION_HEADER), position);
-    }
     if let Ok(id) = HeaderValue::from_str(receipt.form_id.as_str()) {
         headers.insert(HeaderName::from_static("x-commcarehq-formid"), id);
     }
     headers.insert(header::LOCATION, HeaderValue::from_static("/"));
-    response
+    with_position(response, receipt.position)
 }
 
 /// The answer when nothing was stored: plain text; the phone keeps the form and tries again.
@@ -98,6 +95,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::http::POSITION_HEADER;
 
     #[test]
     fn the_table_of_section_5() {

@@ -28,9 +28,9 @@ use tokio::time::Duration;
 use super::{
     HttpState, both,
     caller::{self, Asked},
-    directory::with_position,
     receiver, refusal,
     room::Sent,
+    with_position,
 };
 use crate::{
     error::WriteError,

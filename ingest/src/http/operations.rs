@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use axum::{
     Json, Router,
     extract::{Path, Query, State},
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -13,11 +13,12 @@ use bytes::Bytes;
 use schemas::{
     id::{CaseId, DomainId, FormId},
     port::Permission,
+    position::Position,
 };
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{HttpState, POSITION_HEADER, both, caller, caller::Asked, receiver, refusal};
+use super::{HttpState, both, caller, caller::Asked, receiver, refusal, with_position};
 use crate::{
     blob::BlobError,
     error::WriteError,
@@ -100,17 +101,13 @@ async fn operate(state: &HttpState, domain: &str, asked: &Asked, act: Act, by: B
     };
     let operation = Operation { domain, by, act };
     match state.ingest.lanes.operate(settings.lane, operation).await {
-        Ok(position) => done(&position.to_string()),
+        Ok(position) => done(position),
         Err(error) => refusal::json_error(&error),
     }
 }
 
-fn done(position: &str) -> Response {
-    let mut response = Json(json!({"position": position})).into_response();
-    if let Ok(value) = HeaderValue::from_str(position) {
-        response.headers_mut().insert(HeaderName::from_static(POSITION_HEADER), value);
-    }
-    response
+fn done(position: Position) -> Response {
+    with_position(Json(json!({"position": position})).into_response(), position)
 }
 
 /// Applies a stored error form again.
@@ -125,7 +122,7 @@ async fn reprocess(state: &HttpState, domain: &str, id: &FormId, asked: &Asked) 
     };
     match state.ingest.lanes.submit(settings.lane, submission).await {
         Ok(receipt) => {
-            let mut response = done(&receipt.position.to_string());
+            let mut response = done(receipt.position);
             if let Outcome::Failed { problem, .. } = receipt.outcome {
                 *response.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
                 *response.body_mut() = json!({"error": problem}).to_string().into();

@@ -6,6 +6,7 @@ mod configuration;
 mod import;
 mod rebuild;
 pub(crate) mod serve;
+mod shards;
 
 use std::{fmt::Display, io::Write, path::PathBuf, process::ExitCode};
 
@@ -53,6 +54,8 @@ enum Command {
     Import(import::ImportArgs),
     /// Compute cases again from their stored transactions
     Rebuild(rebuild::RebuildArgs),
+    /// Show the databases: their shards, sizes, and how far their lanes are
+    Shards(shards::ShardsArgs),
 }
 
 /// Where settings come from; shared by every subcommand that needs them.
@@ -107,6 +110,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Token(command) => Box::pin(account::token(command)).await,
         Command::Import(args) => Box::pin(import::run(args)).await,
         Command::Rebuild(args) => Box::pin(rebuild::run(args)).await,
+        Command::Shards(args) => Box::pin(shards::run(args)).await,
     }
 }
 

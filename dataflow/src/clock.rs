@@ -35,6 +35,8 @@ pub(crate) enum Event {
     Records(Vec<Record>),
     /// The source has nothing newer.
     Idle,
+    /// The source cannot read everything for now.
+    Stalled,
 }
 
 /// A tick that holds so many documents takes no further events. More would not pay: what a tick costs by itself is little
@@ -64,6 +66,8 @@ pub(crate) struct TickClock<R> {
     walking: bool,
     last_live: Instant,
     sources_seen_at: i64,
+    /// True from when a lane could not be read until all could.
+    stalled: bool,
 }
 
 impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
@@ -86,6 +90,7 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
             walking: false,
             last_live: Instant::now(),
             sources_seen_at: now,
+            stalled: false,
         }
     }
 
@@ -128,7 +133,9 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
                 }
                 Event::ScanDone(frontier) => scan_done = Some(frontier),
                 Event::Records(read) => {
-                    self.sources_seen_at = batch.now;
+                    if !self.stalled {
+                        self.sources_seen_at = batch.now;
+                    }
                     records += read.len();
                     for record in read {
                         self.frontier.advance(record.position);
@@ -138,7 +145,11 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
                         }
                     }
                 }
-                Event::Idle => self.sources_seen_at = batch.now,
+                Event::Idle => {
+                    self.stalled = false;
+                    self.sources_seen_at = batch.now;
+                }
+                Event::Stalled => self.stalled = true,
             }
             if scan_done.is_none() && batch.documents.len() < MAX_BATCH {
                 next = events.try_recv().ok();

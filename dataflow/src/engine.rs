@@ -160,6 +160,7 @@ impl Supervisor {
                     Event::Records(records.iter().map(|record| Record::read(record)).collect())
                 }
                 Ok(SourceEvent::Idle) => Event::Idle,
+                Ok(SourceEvent::Stalled(_)) => Event::Stalled,
                 Err(error @ SourceError::Gap { .. }) => return Err(error),
                 Err(error @ SourceError::Unavailable(_)) => {
                     tracing::warn!(%error, "the change log cannot be read; trying again");

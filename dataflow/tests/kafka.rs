@@ -99,7 +99,7 @@ async fn read(source: &mut KafkaSource, count: usize) -> Vec<Position> {
         assert!(begun.elapsed() < DEADLINE, "{} of {count} records came: {read:?}", read.len());
         match source.next().await {
             Ok(SourceEvent::Records(records)) => read.extend(records.iter().map(|record| record.position)),
-            Ok(SourceEvent::Idle) | Err(SourceError::Unavailable(_)) => {}
+            Ok(SourceEvent::Idle | SourceEvent::Stalled(_)) | Err(SourceError::Unavailable(_)) => {}
             Err(gap) => panic!("{gap}"),
         }
     }

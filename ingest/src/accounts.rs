@@ -18,7 +18,8 @@ use crate::{
     domain::Domains,
     error::DatabaseError,
     store::domains::{FLAGS, Settings},
-    store::pool::Pool,
+    store::{databases::Databases, pool::Pool},
+    submit::directory::WORKER_SUFFIX,
 };
 
 /// Bytes of randomness in passwords and API keys that are made here.
@@ -67,7 +68,7 @@ impl Classify for AccountError {
 /// Sets up domains and accounts.
 #[derive(Clone, Debug)]
 pub struct Accounts {
-    pub(crate) pool: Pool,
+    pub(crate) databases: Databases,
     pub(crate) domains: Arc<Domains>,
     pub(crate) auth: Arc<AccountAuthenticator>,
 }
@@ -129,7 +130,7 @@ impl Accounts {
         domain: &DomainId,
         permissions: &[Permission],
     ) -> Result<UserId, AccountError> {
-        let client = self.pool.get().await?;
+        let client = self.databases.control().get().await?;
         let taken =
             client.query_typed_opt("SELECT 1 FROM accounts WHERE username = $1", &[(&username, Type::TEXT)]).await?;
         if taken.is_some() {
@@ -165,6 +166,15 @@ impl Accounts {
         UserId::new(&id).map_err(|error| AccountError::Database(DatabaseError::damaged("accounts", error)))
     }
 
+    /// The database that holds an account: a mobile worker's is its domain's.
+    async fn holder(&self, username: &str) -> Result<Pool, AccountError> {
+        let worker = username.strip_suffix(WORKER_SUFFIX).and_then(|name| name.rsplit_once('@'));
+        let Some((_, domain)) = worker else { return Ok(self.databases.control().clone()) };
+        let unknown = || AccountError::Unknown(username.to_owned());
+        let domain = DomainId::new(domain).map_err(|_| unknown())?;
+        self.domains.home(&domain).await?.ok_or_else(unknown)
+    }
+
     /// Sets an account's password; whoever is signed in with the old one is out at once.
     ///
     /// # Errors
@@ -173,7 +183,8 @@ impl Accounts {
         let hash = password::hash(password.0.clone()).await?;
         let digest = self.auth.digest_hash(username, &password.0);
         let id = self
-            .pool
+            .holder(username)
+            .await?
             .get()
             .await?
             .query_typed_opt(
@@ -198,7 +209,8 @@ impl Accounts {
     ) -> Result<Secret, AccountError> {
         let key = random_secret();
         let made = self
-            .pool
+            .holder(username)
+            .await?
             .get()
             .await?
             .execute_typed(
@@ -223,7 +235,8 @@ impl Accounts {
     pub async fn create_token(&self, username: &str, name: &str, days: Option<u32>) -> Result<Secret, AccountError> {
         let token = random_secret();
         let made = self
-            .pool
+            .holder(username)
+            .await?
             .get()
             .await?
             .execute_typed(

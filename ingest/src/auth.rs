@@ -27,8 +27,9 @@ use self::{
 };
 use crate::{
     config::IngestConfig,
+    domain::Domains,
     error::DatabaseError,
-    store::pool::Pool,
+    store::{databases::Databases, pool::Pool},
     submit::directory::{WORKER_SUFFIX, worker_login},
 };
 
@@ -38,7 +39,8 @@ const VERIFIERS: usize = 2;
 /// Checks credentials against the account tables.
 #[derive(Debug)]
 pub(crate) struct AccountAuthenticator {
-    pool: Pool,
+    databases: Databases,
+    domains: Arc<Domains>,
     cache: VerifiedCache,
     lockout: Lockout,
     digests: Digests,
@@ -94,13 +96,19 @@ impl AccountAuthenticator {
     ///
     /// # Errors
     /// [`DatabaseError`] if the installation's secret cannot be read.
-    pub(crate) async fn open(pool: Pool, clock: Arc<dyn Clock>, config: &IngestConfig) -> Result<Self, DatabaseError> {
-        let client = pool.get().await?;
+    pub(crate) async fn open(
+        databases: Databases,
+        domains: Arc<Domains>,
+        clock: Arc<dyn Clock>,
+        config: &IngestConfig,
+    ) -> Result<Self, DatabaseError> {
+        let client = databases.control().get().await?;
         let row = client.query_typed_one("SELECT value FROM secrets WHERE name = 'digest'", &[]).await?;
         let digests = Digests::new(row.try_get(0)?);
         drop(client);
         let (cache, verifiers) = (VerifiedCache::new(config.credential_seconds), Semaphore::new(VERIFIERS));
-        Ok(Self { pool, cache, lockout: Lockout::default(), digests, keeps_digests: config.digest, verifiers, clock })
+        let (lockout, keeps_digests) = (Lockout::default(), config.digest);
+        Ok(Self { databases, domains, cache, lockout, digests, keeps_digests, verifiers, clock })
     }
 
     /// What is kept of a new password for digest authentication, if anything is.
@@ -161,16 +169,42 @@ impl AccountAuthenticator {
         }
     }
 
+    /// The databases that may hold an account: mobile workers are where their domain is, everyone else in the control
+    /// database.
+    async fn holders(&self, domain: &DomainId, workers: bool, others: bool) -> Result<Vec<Pool>, DatabaseError> {
+        let mut holders = Vec::new();
+        if workers {
+            holders.extend(self.domains.home(domain).await?);
+        }
+        let control = self.databases.control();
+        if others && !holders.iter().any(|home| home.is(control)) {
+            holders.push(control.clone());
+        }
+        Ok(holders)
+    }
+
+    /// The databases that may hold an account of one of these names.
+    async fn holders_of(&self, domain: &DomainId, names: &[String]) -> Result<Vec<Pool>, DatabaseError> {
+        let is_worker = |name: &String| name.ends_with(WORKER_SUFFIX);
+        self.holders(domain, names.iter().any(is_worker), !names.iter().all(is_worker)).await
+    }
+
     async fn by_name(&self, domain: &DomainId, username: &str) -> Result<Vec<Candidate>, DatabaseError> {
-        let client = self.pool.get().await?;
-        let rows = client
-            .query_typed(
-                "SELECT a.id, a.username, a.password_hash, m.permissions, a.digest_hash, a.is_active FROM accounts a \
-                 JOIN memberships m ON m.account_id = a.id AND m.domain = $1 \
-                 WHERE a.username = ANY($2) ORDER BY a.username",
-                &[(&domain.as_str(), Type::TEXT), (&names(username, domain), Type::TEXT_ARRAY)],
-            )
-            .await?;
+        let names = names(username, domain);
+        let mut rows = Vec::new();
+        for holder in self.holders_of(domain, &names).await? {
+            let found = holder
+                .get()
+                .await?
+                .query_typed(
+                    "SELECT a.id, a.username, a.password_hash, m.permissions, a.digest_hash, a.is_active FROM accounts a \
+                     JOIN memberships m ON m.account_id = a.id AND m.domain = $1 \
+                     WHERE a.username = ANY($2) ORDER BY a.username",
+                    &[(&domain.as_str(), Type::TEXT), (&names, Type::TEXT_ARRAY)],
+                )
+                .await?;
+            rows.extend(found);
+        }
         rows.iter()
             .map(|row| {
                 Ok(Candidate {
@@ -186,42 +220,48 @@ impl AccountAuthenticator {
     }
 
     async fn by_token(&self, domain: &DomainId, token: &str, now: i64) -> Result<Option<Candidate>, DatabaseError> {
-        let client = self.pool.get().await?;
-        let row = client
-            .query_typed_opt(
-                "SELECT a.id, a.username, m.permissions FROM access_tokens t JOIN accounts a ON a.id = t.account_id \
-                 JOIN memberships m ON m.account_id = a.id AND m.domain = $1 \
-                 WHERE t.token_hash = $2 AND (t.expires_at IS NULL OR t.expires_at > $3) AND 'sync' = ANY(t.scopes) \
-                 AND a.is_active",
-                &[(&domain.as_str(), Type::TEXT), (&key_hash(token).as_slice(), Type::BYTEA), (&now, Type::INT8)],
-            )
-            .await?;
-        let Some(row) = row else { return Ok(None) };
-        Ok(Some(Candidate::holder(&row)?))
+        for holder in self.holders(domain, true, true).await? {
+            let row = holder
+                .get()
+                .await?
+                .query_typed_opt(
+                    "SELECT a.id, a.username, m.permissions FROM access_tokens t JOIN accounts a ON a.id = t.account_id \
+                     JOIN memberships m ON m.account_id = a.id AND m.domain = $1 \
+                     WHERE t.token_hash = $2 AND (t.expires_at IS NULL OR t.expires_at > $3) AND 'sync' = ANY(t.scopes) \
+                     AND a.is_active",
+                    &[(&domain.as_str(), Type::TEXT), (&key_hash(token).as_slice(), Type::BYTEA), (&now, Type::INT8)],
+                )
+                .await?;
+            if let Some(row) = row {
+                return Ok(Some(Candidate::holder(&row)?));
+            }
+        }
+        Ok(None)
     }
 
     async fn by_key(&self, domain: &DomainId, username: &str, key: &str) -> Result<Option<Candidate>, DatabaseError> {
         let wanted = key_hash(key);
-        let client = self.pool.get().await?;
-        let row = client
-            .query_typed_opt(
-                "SELECT a.id, a.username, m.permissions, k.key_hash FROM api_keys k \
-                 JOIN accounts a ON a.id = k.account_id \
-                 JOIN memberships m ON m.account_id = a.id AND m.domain = $1 \
-                 WHERE k.key_hash = $2 AND (k.domain IS NULL OR k.domain = $1) AND a.username = ANY($3) AND a.is_active",
-                &[
-                    (&domain.as_str(), Type::TEXT),
-                    (&wanted.as_slice(), Type::BYTEA),
-                    (&names(username, domain), Type::TEXT_ARRAY),
-                ],
-            )
-            .await?;
-        let Some(row) = row else { return Ok(None) };
-        let stored: &[u8] = row.try_get(3)?;
-        if !bool::from(stored.ct_eq(&wanted)) {
-            return Ok(None);
+        let names = names(username, domain);
+        for holder in self.holders_of(domain, &names).await? {
+            let row = holder
+                .get()
+                .await?
+                .query_typed_opt(
+                    "SELECT a.id, a.username, m.permissions, k.key_hash FROM api_keys k \
+                     JOIN accounts a ON a.id = k.account_id \
+                     JOIN memberships m ON m.account_id = a.id AND m.domain = $1 \
+                     WHERE k.key_hash = $2 AND (k.domain IS NULL OR k.domain = $1) AND a.username = ANY($3) \
+                     AND a.is_active",
+                    &[(&domain.as_str(), Type::TEXT), (&wanted.as_slice(), Type::BYTEA), (&names, Type::TEXT_ARRAY)],
+                )
+                .await?;
+            let Some(row) = row else { continue };
+            let stored: &[u8] = row.try_get(3)?;
+            if bool::from(stored.ct_eq(&wanted)) {
+                return Ok(Some(Candidate::holder(&row)?));
+            }
         }
-        Ok(Some(Candidate::holder(&row)?))
+        Ok(None)
     }
 }
 

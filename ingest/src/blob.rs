@@ -20,10 +20,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    domain::Domains,
     error::DatabaseError,
     metrics::IngestMetrics,
     store::{
         compress,
+        databases::Databases,
         pool::{Connection, Pool, Use},
     },
 };
@@ -74,7 +76,8 @@ impl From<tokio_postgres::Error> for BlobError {
 #[derive(Clone)]
 pub(crate) struct Blobs {
     store: Arc<dyn ObjectStore>,
-    pool: Pool,
+    databases: Databases,
+    domains: Arc<Domains>,
     /// Directory behind the store, whose files have to be flushed.
     directory: Option<PathBuf>,
     clock: Arc<dyn Clock>,
@@ -91,12 +94,13 @@ impl Blobs {
     /// Over an object store and the tables that point into it.
     pub(crate) fn new(
         store: Arc<dyn ObjectStore>,
-        pool: Pool,
+        databases: Databases,
+        domains: Arc<Domains>,
         directory: Option<PathBuf>,
         clock: Arc<dyn Clock>,
         metrics: IngestMetrics,
     ) -> Self {
-        Self { store, pool, directory, clock, metrics }
+        Self { store, databases, domains, directory, clock, metrics }
     }
 
     /// Puts a large attachment into the object store, before the row that points to it.
@@ -166,7 +170,8 @@ impl Blobs {
         sql: &str,
         parameters: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)],
     ) -> Result<Option<(Bytes, Option<String>)>, BlobError> {
-        let client = self.pool.get().await?;
+        let Some(home) = self.domains.home(domain).await? else { return Ok(None) };
+        let client = home.get().await?;
         let Some(row) = client.query_typed_opt(sql, parameters).await? else { return Ok(None) };
         let (key, content_type): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
         // One statement: the mover takes bytes from one table and enters them in the other in one transaction.
@@ -209,11 +214,11 @@ impl Blobs {
         Ok(())
     }
 
-    /// Ships rows older than `delay` until `stop`.
-    pub(crate) async fn run_mover(self, delay: Duration, stop: CancellationToken) {
+    /// Ships rows of a database older than `delay` until `stop`.
+    pub(crate) async fn run_mover(self, database: Pool, delay: Duration, stop: CancellationToken) {
         let mut connection = None;
         loop {
-            let pause = match self.move_once(&mut connection, delay).await {
+            let pause = match self.move_once(&database, &mut connection, delay).await {
                 Ok(full) => {
                     if full {
                         Duration::ZERO
@@ -234,10 +239,15 @@ impl Blobs {
     }
 
     /// Ships one pack; true if there may be more.
-    async fn move_once(&self, slot: &mut Option<Connection>, delay: Duration) -> Result<bool, BlobError> {
+    async fn move_once(
+        &self,
+        database: &Pool,
+        slot: &mut Option<Connection>,
+        delay: Duration,
+    ) -> Result<bool, BlobError> {
         let connection = match slot.take().filter(|connection| !connection.is_closed()) {
             Some(connection) => connection,
-            None => self.pool.address().connect(Use::Long).await?,
+            None => database.address().connect(Use::Long).await?,
         };
         connection.batch_execute("BEGIN").await?;
         let moved = self.move_locked(&connection, delay).await;

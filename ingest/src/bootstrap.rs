@@ -1,7 +1,7 @@
 //! All current documents under one database snapshot, and the log behind it (architecture D5).
 //!
-//! A scan is one repeatable-read transaction: the counters it sees say exactly which records the documents include. Every
-//! row has kept the stamp of its last change, so a bootstrapped table shows the same `indexed_on` as one fed by the log.
+//! A scan is one repeatable-read transaction per database: the counters it sees say exactly which records the documents
+//! include. Every row has kept the stamp of its last change, so a bootstrapped table shows the same `indexed_on` as one fed by the log.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -20,7 +20,9 @@ use crate::{
     error::DatabaseError,
     store::{
         cases::{self, case_columns},
-        compress, directory, ledgers,
+        compress,
+        databases::Databases,
+        directory, ledgers,
         pool::{Connection, Pool, Use},
     },
     submit::{
@@ -36,8 +38,8 @@ const FETCH: &str = "FETCH FORWARD 2000 FROM bootstrap";
 /// Opens scans and the log.
 #[derive(Clone, Debug)]
 pub(crate) struct PrimaryStore {
-    /// Connections for the log.
-    pub pool: Pool,
+    /// What is scanned, and whose log is read.
+    pub databases: Databases,
     /// Committed records in memory.
     pub handover: Arc<Handover>,
     /// Groups a reader's channel holds.
@@ -95,12 +97,18 @@ impl Part {
     }
 }
 
-/// One scan.
+/// A scan of all databases, one after the other; their snapshots are of the same moment, nearly.
+#[derive(Debug)]
+struct Scans {
+    frontier: Frontier,
+    expected: u64,
+    left: VecDeque<Scan>,
+}
+
+/// The scan of one database.
 #[derive(Debug)]
 struct Scan {
     connection: Connection,
-    frontier: Frontier,
-    expected: u64,
     left: VecDeque<Part>,
     current: Option<Part>,
 }
@@ -108,12 +116,15 @@ struct Scan {
 #[async_trait]
 impl Bootstrap for PrimaryStore {
     async fn scan(&self) -> Result<Box<dyn BootstrapScan>, SourceError> {
-        let scan = open(&self.pool).await.map_err(unavailable)?;
-        Ok(Box::new(scan))
+        let mut scans = Scans { frontier: Frontier::default(), expected: 0, left: VecDeque::new() };
+        for database in self.databases.all() {
+            scans.open(&database.pool).await.map_err(unavailable)?;
+        }
+        Ok(Box::new(scans))
     }
 
     async fn changes(&self, from: Frontier) -> Result<Box<dyn ChangeSource>, SourceError> {
-        let tail = Tail::open(self.pool.clone(), Arc::clone(&self.handover), self.capacity, &from).await?;
+        let tail = Tail::open(self.databases.all(), &self.handover, self.capacity, &from).await?;
         Ok(Box::new(tail))
     }
 }
@@ -123,30 +134,32 @@ fn unavailable(error: DatabaseError) -> SourceError {
     SourceError::Unavailable(error.to_string())
 }
 
-async fn open(pool: &Pool) -> Result<Scan, DatabaseError> {
-    let connection = pool.address().connect(Use::Long).await?;
-    connection.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-    let mut frontier = Frontier::default();
-    for row in connection.query_typed("SELECT lane, sequence FROM lanes", &[]).await? {
-        let sequence: i64 = row.try_get(1)?;
-        let sequence = u64::try_from(sequence).map_err(|error| DatabaseError::damaged("lanes", error))?;
-        frontier.advance(Position { lane: LaneId::from_i32(row.try_get(0)?), sequence: Sequence(sequence) });
+impl Scans {
+    async fn open(&mut self, pool: &Pool) -> Result<(), DatabaseError> {
+        let connection = pool.address().connect(Use::Long).await?;
+        connection.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        for row in connection.query_typed("SELECT lane, sequence FROM lanes", &[]).await? {
+            let sequence: i64 = row.try_get(1)?;
+            let sequence = u64::try_from(sequence).map_err(|error| DatabaseError::damaged("lanes", error))?;
+            self.frontier.advance(Position { lane: LaneId::from_i32(row.try_get(0)?), sequence: Sequence(sequence) });
+        }
+        let count = connection
+            .query_typed_one(
+                "SELECT (SELECT count(*) FROM forms) + (SELECT count(*) FROM cases) + (SELECT count(*) FROM users) \
+                 + (SELECT count(*) FROM locations) + (SELECT count(*) FROM definitions) \
+                 + (SELECT count(*) FROM ledger_values) + (SELECT count(*) FROM documents)",
+                &[],
+            )
+            .await?;
+        let count: i64 = count.try_get(0)?;
+        self.expected += u64::try_from(count).unwrap_or_default();
+        self.left.push_back(Scan { connection, left: Part::ALL.into(), current: None });
+        Ok(())
     }
-    let count = connection
-        .query_typed_one(
-            "SELECT (SELECT count(*) FROM forms) + (SELECT count(*) FROM cases) + (SELECT count(*) FROM users) \
-             + (SELECT count(*) FROM locations) + (SELECT count(*) FROM definitions) + (SELECT count(*) FROM ledger_values) \
-             + (SELECT count(*) FROM documents)",
-            &[],
-        )
-        .await?;
-    let count: i64 = count.try_get(0)?;
-    let expected = u64::try_from(count).unwrap_or_default();
-    Ok(Scan { connection, frontier, expected, left: Part::ALL.into(), current: None })
 }
 
 #[async_trait]
-impl BootstrapScan for Scan {
+impl BootstrapScan for Scans {
     fn frontier(&self) -> Frontier {
         self.frontier.clone()
     }
@@ -156,7 +169,13 @@ impl BootstrapScan for Scan {
     }
 
     async fn next(&mut self) -> Result<Option<Vec<BootstrapDocument>>, SourceError> {
-        self.fetch().await.map_err(unavailable)
+        while let Some(scan) = self.left.front_mut() {
+            match scan.fetch().await.map_err(unavailable)? {
+                Some(documents) => return Ok(Some(documents)),
+                None => drop(self.left.pop_front()),
+            }
+        }
+        Ok(None)
     }
 }
 

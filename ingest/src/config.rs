@@ -1,8 +1,11 @@
 //! Settings of the ingest service. Each field says its unit and its default.
 
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use schemas::id::DomainId;
 use serde::{Deserialize, Serialize};
+
+use crate::shard::{SHARDS, ShardRange};
 
 /// Settings of the ingest service.
 #[derive(Clone, Serialize, Deserialize)]
@@ -12,7 +15,13 @@ pub struct IngestConfig {
     pub database_url: String,
     /// Number of this database among those of the installation; part of every receipt.
     pub database: u16,
-    /// Lanes of the change log in this database. A domain keeps the lane it was created in. Default 1.
+    /// Further databases as `{ number = 1, url = "postgres://…", shards = "512-1023" }`: domains are spread by the hash of
+    /// their name over 1,024 shards, and this database keeps every shard that none of them names. Where a domain lives is
+    /// decided once, when it is created. Web users and their keys are always in the database of `database_url`. Default none.
+    pub databases: Vec<DatabaseConfig>,
+    /// Databases of domains that are not to follow the shards, by number, as `{ "some-domain" = 1 }`. Default none.
+    pub pins: BTreeMap<DomainId, u16>,
+    /// Lanes of the change log in each database. A domain keeps the lane it was created in. Default 1.
     pub lanes: u16,
     /// Postgres connections that write for one lane: one fills its group while the other flushes. Default 2.
     pub connections_per_lane: usize,
@@ -57,6 +66,28 @@ pub struct IngestConfig {
     /// Rate limits of submissions. They hold a domain back only while the process as a whole is over its limit and the domain
     /// over its own share.
     pub rate_limits: RateLimitConfig,
+}
+
+/// A database besides the first.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseConfig {
+    /// Its number, which never changes: it is part of every receipt.
+    pub number: u16,
+    /// Its address, like `database_url`.
+    pub url: String,
+    /// Shards whose new domains live there.
+    pub shards: ShardRange,
+}
+
+impl fmt::Debug for DatabaseConfig {
+    /// Leaves out the address, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DatabaseConfig")
+            .field("number", &self.number)
+            .field("shards", &self.shards)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Rate limits of submissions (platform.md §11.2).
@@ -112,6 +143,8 @@ impl Default for IngestConfig {
         Self {
             database_url: "postgres://localhost/millrace".to_owned(),
             database: 0,
+            databases: Vec::new(),
+            pins: BTreeMap::new(),
             lanes: 1,
             connections_per_lane: 2,
             read_connections: 6,
@@ -159,7 +192,38 @@ impl IngestConfig {
         if let Err(error) = self.database_url.parse::<tokio_postgres::Config>() {
             problems.push(format!("database_url is not a Postgres address: {error}"));
         }
+        self.placement_problems(&mut problems);
         problems
+    }
+
+    /// What is wrong with the map of shards to databases.
+    fn placement_problems(&self, problems: &mut Vec<String>) {
+        let mut numbers = vec![self.database];
+        let mut taken: Vec<&DatabaseConfig> = Vec::new();
+        for database in &self.databases {
+            let number = database.number;
+            if let Err(error) = database.url.parse::<tokio_postgres::Config>() {
+                problems.push(format!("databases: the url of database {number} is not a Postgres address: {error}"));
+            }
+            if numbers.contains(&number) {
+                problems.push(format!("databases: there are two databases with number {number}"));
+            }
+            if database.shards.last() >= SHARDS {
+                problems.push(format!("databases: shards of database {number} end at {} at most", SHARDS - 1));
+            }
+            if let Some(other) = taken.iter().find(|other| other.shards.overlaps(database.shards)) {
+                let other = other.number;
+                problems.push(format!("databases: databases {other} and {number} claim some of the same shards"));
+            }
+            numbers.push(number);
+            taken.push(database);
+        }
+        for (domain, number) in &self.pins {
+            if !numbers.contains(number) {
+                problems
+                    .push(format!("pins: domain `{domain}` is pinned to database {number}, which is not configured"));
+            }
+        }
     }
 }
 
@@ -168,6 +232,7 @@ impl fmt::Debug for IngestConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IngestConfig")
             .field("database", &self.database)
+            .field("databases", &self.databases)
             .field("lanes", &self.lanes)
             .field("connections_per_lane", &self.connections_per_lane)
             .field("max_group", &self.max_group)
@@ -186,6 +251,25 @@ mod tests {
         let broken =
             IngestConfig { lanes: 0, queue: 0, database_url: "nonsense=1".to_owned(), ..IngestConfig::default() };
         assert_eq!(broken.problems().len(), 3);
+    }
+
+    #[test]
+    fn shards_belong_to_one_database_each() {
+        let database = |number, shards: &str| DatabaseConfig {
+            number,
+            url: "postgres://u:hunter2@h/d".to_owned(),
+            shards: shards.parse().unwrap(),
+        };
+        let with = |databases, pins: &[(&str, u16)]| IngestConfig {
+            databases,
+            pins: pins.iter().map(|(domain, number)| (DomainId::new(domain).unwrap(), *number)).collect(),
+            ..IngestConfig::default()
+        };
+        let good = with(vec![database(1, "341-682"), database(2, "683-1023")], &[("demo", 2)]);
+        assert_eq!(good.problems(), Vec::<String>::new());
+        assert!(!format!("{good:?}").contains("hunter2"));
+        let bad = with(vec![database(0, "0-10"), database(2, "10-1024")], &[("demo", 7)]);
+        assert_eq!(bad.problems().len(), 4, "{:?}", bad.problems());
     }
 
     #[test]

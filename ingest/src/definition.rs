@@ -124,7 +124,9 @@ impl Ingest {
     /// [`DefinitionError::Write`].
     pub async fn definitions(&self, domain: &DomainId, kind: DocKind) -> Result<Vec<Definition>, DefinitionError> {
         let rows = self
-            .pool
+            .domains
+            .pool(domain)
+            .await?
             .get()
             .await?
             .query_typed(

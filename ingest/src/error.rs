@@ -12,6 +12,9 @@ pub enum DatabaseError {
     /// Postgres refused the statement.
     #[error("Postgres refused a statement: {}", describe(.0))]
     Refused(#[source] tokio_postgres::Error),
+    /// The domain lives in a database that this process does not know.
+    #[error("database {0} is not configured here; add it to `ingest.databases`")]
+    NotConfigured(u16),
     /// Cases stay locked by other writers.
     #[error("{0} cases of edited forms stay locked by other writers")]
     Locked(usize),
@@ -66,7 +69,7 @@ impl From<tokio_postgres::Error> for DatabaseError {
 impl Classify for DatabaseError {
     fn class(&self) -> ErrorClass {
         match self {
-            Self::Unavailable(_) => ErrorClass::Unavailable,
+            Self::Unavailable(_) | Self::NotConfigured(_) => ErrorClass::Unavailable,
             Self::Locked(_) => ErrorClass::Conflict,
             Self::Refused(_) | Self::Damaged { .. } => ErrorClass::Internal,
         }
@@ -82,6 +85,14 @@ pub enum StartError {
     /// No database.
     #[error(transparent)]
     Database(#[from] DatabaseError),
+    /// One of several databases cannot be used.
+    #[error("database {number}: {error}")]
+    OneDatabase {
+        /// Its number in the configuration.
+        number: u16,
+        /// The reason.
+        error: Box<StartError>,
+    },
     /// The database belongs to a newer release.
     #[error(
         "the database has schema {found}, this release knows up to {known}; start a release that is as new as the database"
@@ -160,6 +171,10 @@ impl From<DatabaseError> for WriteError {
     fn from(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Unavailable(_) => Self::Unavailable,
+            DatabaseError::NotConfigured(_) => {
+                tracing::error!(%error, "a write failed");
+                Self::Unavailable
+            }
             _ => {
                 tracing::error!(%error, "a write failed");
                 Self::Internal

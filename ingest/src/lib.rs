@@ -19,6 +19,7 @@ mod http;
 mod metrics;
 mod rate;
 pub mod restore;
+mod shard;
 mod store;
 pub mod submit;
 pub mod xform;
@@ -36,9 +37,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use accounts::{AccountError, Accounts};
 pub use blob::BlobError;
 pub use changelog::relay::Relay;
-pub use config::IngestConfig;
+pub use config::{DatabaseConfig, IngestConfig};
 pub use definition::{Definition, DefinitionError};
 pub use error::{DatabaseError, StartError, WriteError};
+pub use shard::status::{DatabaseState, DatabaseStatus, LaneStatus, ReaderStatus};
 
 use crate::{
     auth::AccountAuthenticator,
@@ -54,8 +56,10 @@ use crate::{
     metrics::IngestMetrics,
     rate::Limiter,
     store::{
-        cases, migrate,
-        pool::{Address, Pool, Use},
+        cases,
+        databases::{Database, Databases},
+        migrate,
+        pool::Use,
     },
     submit::{Act, Operation, lanes::Lanes},
 };
@@ -63,11 +67,23 @@ use crate::{
 /// How often the outbox is trimmed.
 const TRIM_EVERY: Duration = Duration::from_secs(5);
 
-/// The ingest service of one database.
+/// How every database of a configuration stands: shards, size, lanes and their readers. Nothing is changed.
+///
+/// # Errors
+/// [`StartError::Config`] if the configuration cannot work.
+pub async fn databases(config: &IngestConfig) -> Result<Vec<DatabaseStatus>, StartError> {
+    let problems = config.problems();
+    if !problems.is_empty() {
+        return Err(StartError::Config(problems));
+    }
+    Ok(shard::status::status(&Databases::of(config)?).await)
+}
+
+/// The ingest service.
 #[derive(Debug)]
 pub struct Ingest {
     config: IngestConfig,
-    pool: Pool,
+    databases: Databases,
     clock: Arc<dyn Clock>,
     handover: Arc<Handover>,
     lanes: Lanes,
@@ -80,7 +96,7 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// Connects, brings the database to this release's schema, and starts the lanes' writers and the background tasks.
+    /// Connects, brings every database to this release's schema, and starts the lanes' writers and the background tasks.
     ///
     /// # Errors
     /// [`StartError`].
@@ -93,30 +109,33 @@ impl Ingest {
         if !problems.is_empty() {
             return Err(StartError::Config(problems));
         }
-        let address = Address::parse(&config.database_url)?;
-        let connection = address.connect(Use::Long).await?;
-        migrate::migrate(&connection).await?;
-        for writer in 0..config.lanes {
-            lane::ensure(&connection, LaneId { database: config.database, writer }).await?;
+        let databases = Databases::of(&config)?;
+        for database in databases.all() {
+            prepare(database, config.lanes)
+                .await
+                .map_err(|error| StartError::OneDatabase { number: database.number, error: Box::new(error) })?;
         }
-        drop(connection);
 
         let metrics = IngestMetrics::new();
-        let pool = Pool::new(address.clone(), config.read_connections, Duration::from_millis(config.lock_wait_ms));
         let handover = Arc::new(Handover::new(metrics.handover_missed.clone()));
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
-        let lanes = Lanes::start(&config, &address, &handover, &clock, &metrics, &tasks);
-        let domains = Arc::new(Domains::new(pool.clone(), Arc::clone(&clock), config.database, config.lanes));
-        let auth = AccountAuthenticator::open(pool.clone(), Arc::clone(&clock), &config).await?;
+        let lanes = Lanes::start(&config, &databases, &handover, &clock, &metrics, &tasks);
+        let domains = Arc::new(Domains::new(databases.clone(), Arc::clone(&clock), config.lanes));
+        let auth =
+            AccountAuthenticator::open(databases.clone(), Arc::clone(&domains), Arc::clone(&clock), &config).await?;
         let auth = Arc::new(auth);
-        let blobs = Blobs::new(blobs, pool.clone(), config.blob_directory.clone(), Arc::clone(&clock), metrics);
-        tasks.spawn(blobs.clone().run_mover(Duration::from_millis(config.mover_delay_ms), stop.clone()));
+        let directory = config.blob_directory.clone();
+        let blobs = Blobs::new(blobs, databases.clone(), Arc::clone(&domains), directory, Arc::clone(&clock), metrics);
+        let delay = Duration::from_millis(config.mover_delay_ms);
+        for database in databases.all() {
+            tasks.spawn(blobs.clone().run_mover(database.pool.clone(), delay, stop.clone()));
+            tasks.spawn(trim(database.clone(), config.clone(), Arc::clone(&clock), stop.clone()));
+        }
         let orphan_age = Duration::from_secs(config.orphan_hours.saturating_mul(3600));
         tasks.spawn(blobs.clone().run_sweep(orphan_age, stop.clone()));
-        tasks.spawn(trim(config.clone(), pool.clone(), Arc::clone(&clock), stop.clone()));
-        let limiter = Limiter::new(config.rate_limits.clone(), pool.clone());
-        Ok(Arc::new(Self { config, pool, clock, handover, lanes, domains, auth, blobs, limiter, tasks, stop }))
+        let limiter = Limiter::new(config.rate_limits.clone(), Arc::clone(&domains));
+        Ok(Arc::new(Self { config, databases, clock, handover, lanes, domains, auth, blobs, limiter, tasks, stop }))
     }
 
     /// The endpoints that write: receiver, users, locations, definitions. `views` shows how definitions are doing.
@@ -132,7 +151,7 @@ impl Ingest {
     /// Present documents and the log behind them: from memory as they are committed, from the outbox otherwise.
     pub fn bootstrap(self: &Arc<Self>) -> Arc<dyn Bootstrap> {
         Arc::new(PrimaryStore {
-            pool: self.pool.clone(),
+            databases: self.databases.clone(),
             handover: Arc::clone(&self.handover),
             capacity: self.config.handover,
         })
@@ -141,14 +160,18 @@ impl Ingest {
     /// Carries the change log to the Kafka brokers (`host:port`, separated by commas) until it is shut down.
     #[must_use]
     pub fn relay(&self, brokers: &str) -> Relay {
-        let log = Log { pool: self.pool.clone(), handover: Arc::clone(&self.handover), capacity: self.config.handover };
-        Relay::start(log, brokers, Arc::clone(&self.clock))
+        let log = |database: &Database| Log {
+            database: database.clone(),
+            handover: Arc::clone(&self.handover),
+            capacity: self.config.handover,
+        };
+        Relay::start(self.databases.all().map(log), brokers, &self.clock)
     }
 
     /// Sets up domains and accounts.
     #[must_use]
     pub fn accounts(&self) -> Accounts {
-        Accounts { pool: self.pool.clone(), domains: Arc::clone(&self.domains), auth: Arc::clone(&self.auth) }
+        Accounts { databases: self.databases.clone(), domains: Arc::clone(&self.domains), auth: Arc::clone(&self.auth) }
     }
 
     /// The bytes of a form as they were received, from Postgres or the object store; `None` if the domain has no such form.
@@ -191,7 +214,10 @@ impl Ingest {
         after: Option<&CaseId>,
         limit: u32,
     ) -> Result<Vec<CaseId>, DatabaseError> {
-        cases::ids(&*self.pool.get().await?, domain, after, limit).await
+        match self.domains.home(domain).await? {
+            Some(home) => cases::ids(&*home.get().await?, domain, after, limit).await,
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Computes a case again from its stored transactions; `by` is the user id of who asked. Returns where the change record is.
@@ -213,14 +239,24 @@ impl Ingest {
     }
 }
 
-/// Trims the outbox behind its readers until `stop`.
-async fn trim(config: IngestConfig, pool: Pool, clock: Arc<dyn Clock>, stop: CancellationToken) {
+/// Brings a database to this release's schema and makes its lanes.
+async fn prepare(database: &Database, lanes: u16) -> Result<(), StartError> {
+    let connection = database.pool.address().connect(Use::Long).await?;
+    migrate::migrate(&connection).await?;
+    for writer in 0..lanes {
+        lane::ensure(&connection, LaneId { database: database.number, writer }).await?;
+    }
+    Ok(())
+}
+
+/// Trims the outbox of a database behind its readers until `stop`.
+async fn trim(database: Database, config: IngestConfig, clock: Arc<dyn Clock>, stop: CancellationToken) {
     let retention = Retention { keep: config.outbox_keep, limit: config.outbox_limit };
     while stop.run_until_cancelled(tokio::time::sleep(TRIM_EVERY)).await.is_some() {
         for writer in 0..config.lanes {
-            let lane = LaneId { database: config.database, writer };
+            let lane = LaneId { database: database.number, writer };
             let trimmed = async {
-                let client = pool.get().await?;
+                let client = database.pool.get().await?;
                 outbox::trim(&client, lane, retention, clock.now_micros()).await
             };
             if let Err(error) = trimmed.await {

@@ -4,7 +4,7 @@
 //! under load, no limit in quiet times. A share grows with the domain's active mobile workers. Whoever is over an hour's,
 //! a day's or a week's share is refused at once, others wait a little for room. A limiter that fails lets everybody pass.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 use rand::Rng;
@@ -14,8 +14,8 @@ use tokio_postgres::types::Type;
 
 use crate::{
     config::{RateLimitConfig, Share},
+    domain::Domains,
     error::DatabaseError,
-    store::pool::Pool,
 };
 
 /// Lengths of the windows in microseconds: a second, a minute, an hour, a day, a week.
@@ -122,7 +122,7 @@ pub(crate) struct Limited {
 #[derive(Debug)]
 pub(crate) struct Limiter {
     config: RateLimitConfig,
-    pool: Pool,
+    domains: Arc<Domains>,
     /// A lock because each submission counts once; never held over an await.
     state: Mutex<State>,
 }
@@ -135,8 +135,8 @@ fn limits(share: &Share, workers: f64) -> [f64; 5] {
 
 impl Limiter {
     /// With these limits; counts workers in the account tables.
-    pub(crate) fn new(config: RateLimitConfig, pool: Pool) -> Self {
-        Self { config, pool, state: Mutex::default() }
+    pub(crate) fn new(config: RateLimitConfig, domains: Arc<Domains>) -> Self {
+        Self { config, domains, state: Mutex::default() }
     }
 
     /// Waits for room for a submission to a domain.
@@ -225,8 +225,10 @@ impl Limiter {
     }
 
     async fn count(&self, domain: &DomainId) -> Result<f64, DatabaseError> {
-        let client = self.pool.get().await?;
-        let row = client
+        let Some(home) = self.domains.home(domain).await? else { return Ok(0.0) };
+        let row = home
+            .get()
+            .await?
             .query_typed_one(
                 "SELECT count(*)::float8 FROM users u JOIN accounts a ON a.id = u.id WHERE u.domain = $1 AND a.is_active",
                 &[(&domain.as_str(), Type::TEXT)],
@@ -239,14 +241,16 @@ impl Limiter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::pool::Address;
+    use schemas::port::SystemClock;
+
+    use crate::{config::IngestConfig, store::databases::Databases};
 
     const HOUR_MICROS: i64 = 3_600_000_000;
 
     fn limiter() -> Limiter {
         let config = RateLimitConfig { enforced: true, ..RateLimitConfig::default() };
-        let address = Address::parse("postgres://localhost/none").unwrap();
-        Limiter::new(config, Pool::new(address, 1, Duration::from_millis(1)))
+        let databases = Databases::of(&IngestConfig::default()).unwrap();
+        Limiter::new(config, Arc::new(Domains::new(databases, Arc::new(SystemClock), 1)))
     }
 
     fn domain(name: &str) -> DomainId {

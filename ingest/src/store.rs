@@ -5,6 +5,7 @@
 
 pub(crate) mod cases;
 pub(crate) mod compress;
+pub(crate) mod databases;
 pub(crate) mod directory;
 pub(crate) mod domains;
 pub(crate) mod forms;

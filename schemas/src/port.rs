@@ -19,8 +19,10 @@ use crate::{
 pub enum SourceEvent {
     /// Records, in lane order, without gaps against what this source said before.
     Records(Vec<Arc<ChangeRecord>>),
-    /// Nothing newer than what was said existed just now.
+    /// Nothing newer than what was said existed just now, in any lane.
     Idle,
+    /// A lane cannot be read for now; the others go on. Until the next `Idle` something may be missing.
+    Stalled(LaneId),
 }
 
 /// Why a change source stopped.
@@ -44,7 +46,8 @@ pub enum SourceError {
 /// The change log, read from a frontier on.
 #[async_trait]
 pub trait ChangeSource: Send {
-    /// Waits for the next event; returns [`SourceEvent::Idle`] at least every 100 ms when nothing happens.
+    /// Waits for the next event; returns [`SourceEvent::Idle`] at least every 100 ms when nothing happens and every lane can be
+    /// read.
     ///
     /// # Errors
     /// [`SourceError`]; after `Unavailable` the call may be repeated and nothing is skipped.

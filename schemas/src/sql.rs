@@ -17,4 +17,5 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { number: 2, name: "history", statements: include_str!("../migrations/0002_history.sql") },
     Migration { number: 3, name: "orphans", statements: include_str!("../migrations/0003_orphans.sql") },
     Migration { number: 4, name: "documents", statements: include_str!("../migrations/0004_documents.sql") },
+    Migration { number: 5, name: "homes", statements: include_str!("../migrations/0005_homes.sql") },
 ];

@@ -11,7 +11,7 @@ use schemas::{
 };
 
 use super::{ConfigArgs, say};
-use crate::{assemble, credentials, objects, postgres::Postgres, server};
+use crate::{assemble, config::Config, credentials, objects, postgres::Postgres, server};
 
 /// Longest password that is read from standard input, in bytes.
 const MAX_PASSWORD_BYTES: u64 = 4096;
@@ -267,43 +267,61 @@ impl Password {
     }
 }
 
-/// The primary store: that of a running server, or opened for the moment.
-pub(super) struct Store {
-    accounts: Accounts,
-    pub(super) ingest: Arc<Ingest>,
+/// The databases: those of a running server, or the private one started for the moment.
+pub(super) struct Databases {
+    /// With the address of the private Postgres, if that is used.
+    pub(super) config: Config,
     postgres: Option<Postgres>,
     _lock: Option<File>,
 }
 
-impl Store {
-    pub(super) async fn open(args: &ConfigArgs) -> anyhow::Result<Self> {
+impl Databases {
+    pub(super) async fn reach(args: &ConfigArgs) -> anyhow::Result<Self> {
         let mut config = args.load()?;
         config.data_dir = server::prepare_data_dir(&config.data_dir)?;
-        let mut ingest_config = config.ingest.clone();
         let (mut postgres, mut lock) = (None, None);
         if config.embedded_postgres() {
             if server::in_use(&config.data_dir) {
-                ingest_config.database_url = Postgres::url_of_running(&config.data_dir).with_context(|| {
+                config.ingest.database_url = Postgres::url_of_running(&config.data_dir).with_context(|| {
                     format!("the server in {} is still starting; try again", config.data_dir.display())
                 })?;
             } else {
                 lock = Some(server::lock(&config.data_dir).await?);
                 let started = Postgres::start(&assemble::postgres_options(&config)).await?;
-                ingest_config.database_url = started.url();
+                config.ingest.database_url = started.url();
                 postgres = Some(started);
             }
         }
+        Ok(Self { config, postgres, _lock: lock })
+    }
+
+    pub(super) async fn leave(self) {
+        if let Some(postgres) = self.postgres {
+            postgres.stop().await;
+        }
+    }
+}
+
+/// The primary store: that of a running server, or opened for the moment.
+pub(super) struct Store {
+    accounts: Accounts,
+    pub(super) ingest: Arc<Ingest>,
+    databases: Databases,
+}
+
+impl Store {
+    pub(super) async fn open(args: &ConfigArgs) -> anyhow::Result<Self> {
+        let databases = Databases::reach(args).await?;
+        let config = &databases.config;
         let blobs = objects::open(&config.objects_dir().map_err(anyhow::Error::msg)?)?;
-        let ingest = assemble::open_ingest(ingest_config, blobs).await?;
-        Ok(Self { accounts: ingest.accounts(), ingest, postgres, _lock: lock })
+        let ingest = assemble::open_ingest(config.ingest.clone(), blobs).await?;
+        Ok(Self { accounts: ingest.accounts(), ingest, databases })
     }
 
     /// Closes the store, whatever came of the work.
     pub(super) async fn close_with<T>(self, done: anyhow::Result<T>) -> anyhow::Result<T> {
         self.ingest.shutdown().await;
-        if let Some(postgres) = self.postgres {
-            postgres.stop().await;
-        }
+        self.databases.leave().await;
         done
     }
 }

@@ -10,6 +10,7 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
 use super::{ATTACHMENTS, BlobError, Blobs, PACKS};
+use crate::store::domains;
 
 /// How often the object store is walked.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
@@ -40,6 +41,12 @@ impl Blobs {
     /// # Errors
     /// [`BlobError`]; what was deleted until then stays deleted.
     pub(crate) async fn sweep(&self, age: Duration) -> Result<u64, BlobError> {
+        // An object of a database that this process does not ask would look like an orphan.
+        let control = self.databases.control().get().await?;
+        for number in domains::all_homes(&control).await? {
+            self.databases.get(number)?;
+        }
+        drop(control);
         let attachments = self.sweep_below(ATTACHMENTS, ORPHANED_ATTACHMENTS, age).await?;
         Ok(attachments + self.sweep_below(PACKS, ORPHANED_PACKS, age).await?)
     }
@@ -54,12 +61,15 @@ impl Blobs {
         let mut chunks = old.chunks(ASKED).boxed();
         let mut swept = 0;
         while let Some(names) = chunks.next().await {
-            let names = names.into_iter().collect::<Result<Vec<String>, _>>()?;
-            let client = self.pool.get().await?;
-            let rows = client.query_typed(orphaned, &[(&names, Type::TEXT_ARRAY)]).await?;
-            drop(client);
-            for row in &rows {
-                self.store.delete(&Path::from(row.try_get::<_, &str>(0)?)).await?;
+            let mut names = names.into_iter().collect::<Result<Vec<String>, _>>()?;
+            // An orphan is what no database points to.
+            for database in self.databases.all() {
+                let client = database.pool.get().await?;
+                let rows = client.query_typed(orphaned, &[(&names, Type::TEXT_ARRAY)]).await?;
+                names = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+            }
+            for name in &names {
+                self.store.delete(&Path::from(name.as_str())).await?;
                 swept += 1;
             }
         }

@@ -1,6 +1,6 @@
 //! The outbox carried to Kafka: every committed record, in the order of its lane, at least once (architecture D5).
 //!
-//! One task reads the log like any other reader and writes whole records to `millrace.changes` and their metadata to
+//! One task per database reads its lanes like any other reader and writes whole records to `millrace.changes` and their metadata to
 //! CommCare's feeds. Its place moves on only when the brokers have everything, so after any failure it sends again from
 //! there and readers recognise what they have by position. The producer is idempotent and gapless: a message that
 //! cannot be delivered ends it rather than letting the next one pass. While brokers are away the outbox keeps what is
@@ -34,7 +34,7 @@ use super::{
     tail::Tail,
     topics::{self, ChangeMeta, TopicError},
 };
-use crate::{error::DatabaseError, store::pool::Pool};
+use crate::{error::DatabaseError, store::databases::Database};
 
 /// Name under which the relay's place is kept.
 const NAME: &str = "relay";
@@ -69,7 +69,7 @@ impl From<DatabaseError> for RelayError {
 /// What the relay reads from.
 #[derive(Debug)]
 pub(crate) struct Log {
-    pub(crate) pool: Pool,
+    pub(crate) database: Database,
     pub(crate) handover: Arc<Handover>,
     /// Groups that wait in memory.
     pub(crate) capacity: usize,
@@ -79,29 +79,35 @@ pub(crate) struct Log {
 #[derive(Debug)]
 pub struct Relay {
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Relay {
-    /// Starts to carry the log to `brokers` (`host:port`, separated by commas). They need not be reachable yet.
-    pub(crate) fn start(log: Log, brokers: &str, clock: Arc<dyn Clock>) -> Self {
+    /// Starts to carry the logs of databases to `brokers` (`host:port`, separated by commas). They need not be reachable
+    /// yet; no database waits for another.
+    pub(crate) fn start(logs: impl Iterator<Item = Log>, brokers: &str, clock: &Arc<dyn Clock>) -> Self {
         let stop = CancellationToken::new();
-        let worker = Worker {
-            log,
-            brokers: brokers.to_owned(),
-            clock,
-            relayed: metrics::counter!("millrace_ingest_relayed_records_total"),
+        let run = |log| {
+            let worker = Worker {
+                log,
+                brokers: brokers.to_owned(),
+                clock: Arc::clone(clock),
+                relayed: metrics::counter!("millrace_ingest_relayed_records_total"),
+            };
+            let stopped = stop.clone();
+            tokio::spawn(async move { worker.run(&stopped).await })
         };
-        let stopped = stop.clone();
-        let task = tokio::spawn(async move { worker.run(&stopped).await });
-        Self { stop, task }
+        let tasks = logs.map(run).collect();
+        Self { stop, tasks }
     }
 
     /// Stops; what was not acknowledged by the brokers is sent again at the next start.
     pub async fn shutdown(self) {
         self.stop.cancel();
-        if let Err(error) = self.task.await {
-            tracing::error!(%error, "the relay panicked");
+        for task in self.tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "the relay panicked");
+            }
         }
     }
 }
@@ -147,6 +153,10 @@ impl Worker {
         let mut saved = (place.clone(), Instant::now());
         loop {
             let event = tail.next().await?;
+            if let SourceEvent::Stalled(lane) = event {
+                // Heartbeats must not say that the lane is complete.
+                return Err(SourceError::Unavailable(format!("lane {lane} cannot be read")).into());
+            }
             let idle = matches!(event, SourceEvent::Idle);
             if let SourceEvent::Records(records) = event {
                 for record in &records {
@@ -184,7 +194,8 @@ impl Worker {
     async fn open(&self) -> Result<(Tail, Frontier), RelayError> {
         loop {
             let place = self.register().await?;
-            match Tail::open(self.log.pool.clone(), Arc::clone(&self.log.handover), self.log.capacity, &place).await {
+            let database = std::iter::once(&self.log.database);
+            match Tail::open(database, &self.log.handover, self.log.capacity, &place).await {
                 Ok(tail) => return Ok((tail, place)),
                 Err(SourceError::Gap { lane, wanted, earliest }) => {
                     tracing::error!(
@@ -192,7 +203,7 @@ impl Worker {
                         "the outbox was trimmed before the relay had read it; readers of Kafka will bootstrap"
                     );
                     let at = Position { lane, sequence: Sequence(earliest.0.saturating_sub(1)) };
-                    let client = self.log.pool.get().await?;
+                    let client = self.log.database.pool.get().await?;
                     outbox::restart(&client, NAME, at, self.clock.now_micros(), LEASE).await?;
                 }
                 Err(other) => return Err(other.into()),
@@ -202,7 +213,7 @@ impl Worker {
 
     /// Registers for every lane and returns how far each was relayed.
     async fn register(&self) -> Result<Frontier, RelayError> {
-        let client = self.log.pool.get().await?;
+        let client = self.log.database.pool.get().await?;
         let rows =
             client.query_typed("SELECT lane FROM lanes ORDER BY lane", &[]).await.map_err(DatabaseError::from)?;
         let mut place = Frontier::default();
@@ -216,7 +227,7 @@ impl Worker {
     }
 
     async fn save(&self, place: &Frontier) -> Result<(), RelayError> {
-        let client = self.log.pool.get().await?;
+        let client = self.log.database.pool.get().await?;
         for at in place.positions() {
             outbox::advance(&client, NAME, at, self.clock.now_micros(), LEASE).await?;
         }

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use schemas::{
     change::ChangeRecord,
     port::{ChangeSource, SourceError, SourceEvent},
@@ -20,7 +21,7 @@ use super::{
     handover::{Group, Handover},
     outbox::{self, OutboxError},
 };
-use crate::store::pool::Pool;
+use crate::store::{databases::Database, pool::Pool};
 
 /// How long a number may be missing before the table is asked.
 const REORDER: Duration = Duration::from_millis(5);
@@ -37,16 +38,38 @@ const HELD: usize = 20_000;
 #[derive(Debug)]
 struct Lane {
     id: LaneId,
+    pool: Pool,
     last: Sequence,
     /// Records that came before their turn.
     held: BTreeMap<Sequence, Arc<ChangeRecord>>,
     /// When to ask the table.
     poll_at: Instant,
+    /// True while an answer of the table is under way.
+    asking: bool,
     /// True if the table held more than was read.
     behind: bool,
+    /// True once the table held nothing more, until the reader is told.
+    quiet: bool,
+    /// True while the table cannot be read.
+    failing: bool,
 }
 
 impl Lane {
+    fn new(id: LaneId, pool: Pool, last: Sequence) -> Self {
+        let poll_at = Instant::now();
+        Self {
+            id,
+            pool,
+            last,
+            held: BTreeMap::new(),
+            poll_at,
+            asking: false,
+            behind: false,
+            quiet: false,
+            failing: false,
+        }
+    }
+
     fn hold(&mut self, record: Arc<ChangeRecord>) {
         if record.position.sequence <= self.last {
             return;
@@ -78,16 +101,48 @@ impl Lane {
             self.poll_at = Instant::now() + wait;
         }
     }
+
+    /// Takes an answer of the table to a question for `limit` records. True if the lane fails from now on.
+    fn answered(&mut self, answer: Result<Vec<ChangeRecord>, OutboxError>, limit: usize) -> Result<bool, SourceError> {
+        self.asking = false;
+        match answer {
+            Ok(records) => {
+                self.behind = records.len() == limit;
+                self.quiet = records.is_empty();
+                self.failing = false;
+                self.poll_at = Instant::now() + if self.behind { Duration::ZERO } else { POLL };
+                for record in records {
+                    self.hold(Arc::new(record));
+                }
+                Ok(false)
+            }
+            Err(OutboxError::Database(error)) => {
+                tracing::debug!(%error, lane = %self.id, "the outbox could not be read");
+                self.quiet = false;
+                self.poll_at = Instant::now() + RETRY;
+                Ok(!std::mem::replace(&mut self.failing, true))
+            }
+            Err(gap) => Err(gap.into()),
+        }
+    }
 }
 
-/// Reads every lane of a database from a frontier on.
-#[derive(Debug)]
+/// An answer of the table: the index of the lane, and what it holds.
+type Asked = BoxFuture<'static, (usize, Result<Vec<ChangeRecord>, OutboxError>)>;
+
+/// Reads every lane of some databases from a frontier on; none waits for another.
 pub(crate) struct Tail {
-    pool: Pool,
     lanes: Vec<Lane>,
+    asked: FuturesUnordered<Asked>,
     memory: mpsc::Receiver<Group>,
     /// Keeps the channel's sending end alive while this reader lives.
     _handover: Arc<Handover>,
+}
+
+impl std::fmt::Debug for Tail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tail").field("lanes", &self.lanes).finish_non_exhaustive()
+    }
 }
 
 impl Tail {
@@ -96,24 +151,23 @@ impl Tail {
     /// # Errors
     /// [`SourceError::Gap`] if the log no longer holds what follows; [`SourceError::Unavailable`].
     pub(crate) async fn open(
-        pool: Pool,
-        handover: Arc<Handover>,
+        databases: impl Iterator<Item = &Database>,
+        handover: &Arc<Handover>,
         capacity: usize,
         from: &Frontier,
     ) -> Result<Self, SourceError> {
         let memory = handover.subscribe(capacity);
-        let ids = lanes(&pool).await?;
-        let now = Instant::now();
-        let lanes = ids
-            .into_iter()
-            .map(|id| Lane { id, last: from.at(id), held: BTreeMap::new(), poll_at: now, behind: false })
-            .collect();
-        let mut tail = Self { pool, lanes, memory, _handover: handover };
-        for at in 0..tail.lanes.len() {
-            // Asked for one record, to learn of a gap now.
-            tail.ask(at, 1).await?;
+        let mut lanes = Vec::new();
+        for database in databases {
+            for id in lanes_of(&database.pool).await? {
+                let mut lane = Lane::new(id, database.pool.clone(), from.at(id));
+                // Asked for one record, to learn of a gap now.
+                let answer = read(&lane.pool, id, lane.last, 1).await?;
+                lane.answered(Ok(answer), 1)?;
+                lanes.push(lane);
+            }
         }
-        Ok(tail)
+        Ok(Self { lanes, asked: FuturesUnordered::new(), memory, _handover: Arc::clone(handover) })
     }
 
     fn hold(&mut self, group: &Group) {
@@ -132,26 +186,29 @@ impl Tail {
         out
     }
 
-    /// Asks the table for what follows in the lane at index `at`.
-    async fn ask(&mut self, at: usize, limit: usize) -> Result<(), SourceError> {
-        let Some(lane) = self.lanes.get(at) else { return Ok(()) };
-        let (id, last) = (lane.id, lane.last);
-        let answer = read(&self.pool, id, last, limit).await;
-        let Some(lane) = self.lanes.get_mut(at) else { return Ok(()) };
-        match answer {
-            Ok(records) => {
-                lane.behind = records.len() == limit;
-                lane.poll_at = Instant::now() + POLL;
-                for record in records {
-                    lane.hold(Arc::new(record));
-                }
-                Ok(())
+    /// Asks the tables of all lanes whose time has come. Returns when the next one's comes.
+    fn ask(&mut self) -> Instant {
+        let now = Instant::now();
+        let mut next = now + POLL;
+        for (at, lane) in self.lanes.iter_mut().enumerate().filter(|(_, lane)| !lane.asking) {
+            if lane.poll_at > now {
+                next = next.min(lane.poll_at);
+                continue;
             }
-            Err(error) => {
-                lane.poll_at = Instant::now() + RETRY;
-                Err(error.into())
-            }
+            lane.asking = true;
+            let (pool, id, last) = (lane.pool.clone(), lane.id, lane.last);
+            self.asked.push(Box::pin(async move { (at, read(&pool, id, last, READ).await) }));
         }
+        next
+    }
+
+    /// True once every lane had nothing more since the last time.
+    fn all_quiet(&mut self) -> bool {
+        let quiet = self.memory.is_empty() && self.lanes.iter().all(|lane| lane.quiet);
+        if quiet {
+            self.lanes.iter_mut().for_each(|lane| lane.quiet = false);
+        }
+        quiet
     }
 }
 
@@ -160,7 +217,7 @@ async fn read(pool: &Pool, lane: LaneId, after: Sequence, limit: usize) -> Resul
     outbox::read(&client, lane, after, limit).await
 }
 
-async fn lanes(pool: &Pool) -> Result<Vec<LaneId>, SourceError> {
+async fn lanes_of(pool: &Pool) -> Result<Vec<LaneId>, SourceError> {
     let find = async {
         let client = pool.get().await?;
         let rows = client.query_typed("SELECT lane FROM lanes ORDER BY lane", &[]).await?;
@@ -180,24 +237,20 @@ impl ChangeSource for Tail {
             if !ready.is_empty() {
                 return Ok(SourceEvent::Records(ready));
             }
-            let now = Instant::now();
-            let mut asked = false;
-            for at in 0..self.lanes.len() {
-                if self.lanes.get(at).is_some_and(|lane| lane.behind || lane.poll_at <= now) {
-                    asked = true;
-                    self.ask(at, READ).await?;
-                }
-            }
-            let ready = self.release();
-            if !ready.is_empty() {
-                return Ok(SourceEvent::Records(ready));
-            }
-            if asked && self.memory.is_empty() {
+            if self.all_quiet() {
                 return Ok(SourceEvent::Idle);
             }
-            let deadline = self.lanes.iter().map(|lane| lane.poll_at).min().unwrap_or(now + POLL);
-            if let Ok(Some(group)) = tokio::time::timeout_at(deadline, self.memory.recv()).await {
-                self.hold(&group);
+            let next = self.ask();
+            tokio::select! {
+                Some(group) = self.memory.recv() => self.hold(&group),
+                Some((at, answer)) = self.asked.next() => {
+                    let Some(lane) = self.lanes.get_mut(at) else { continue };
+                    if lane.answered(answer, READ)? {
+                        tracing::warn!(lane = %lane.id, "a lane of the change log cannot be read; trying again");
+                        return Ok(SourceEvent::Stalled(lane.id));
+                    }
+                }
+                () = tokio::time::sleep_until(next) => {}
             }
         }
     }
@@ -208,6 +261,7 @@ mod tests {
     use schemas::{id::DomainId, position::Position};
 
     use super::*;
+    use crate::store::pool::Address;
 
     fn record(sequence: u64) -> Arc<ChangeRecord> {
         Arc::new(ChangeRecord {
@@ -218,8 +272,8 @@ mod tests {
     }
 
     fn lane(last: u64) -> Lane {
-        let poll_at = Instant::now() + POLL;
-        Lane { id: LaneId::FIRST, last: Sequence(last), held: BTreeMap::new(), poll_at, behind: false }
+        let pool = Pool::new(Address::parse("postgres://localhost/none").unwrap(), 1, POLL);
+        Lane { poll_at: Instant::now() + POLL, ..Lane::new(LaneId::FIRST, pool, Sequence(last)) }
     }
 
     fn released(lane: &mut Lane) -> Vec<u64> {

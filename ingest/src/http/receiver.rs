@@ -193,10 +193,11 @@ async fn device_log(
 ) -> Result<Response, Refusal> {
     let entries = devicelog::entries(&form.json);
     let stored = async {
-        let client = state.ingest.pool.get().await?;
-        devicelog::store(&client, domain, &form.form_id, received_on, &entries).await
+        let client = state.ingest.domains.pool(domain).await?.get().await?;
+        devicelog::store(&client, domain, &form.form_id, received_on, &entries).await?;
+        Ok::<(), WriteError>(())
     };
-    stored.await.map_err(|error| Box::new(envelope::refused(&error.into())))?;
+    stored.await.map_err(|error| Box::new(envelope::refused(&error)))?;
     Ok(envelope::accepted())
 }
 

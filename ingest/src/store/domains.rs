@@ -2,7 +2,7 @@
 
 use schemas::{id::DomainId, position::LaneId};
 use serde::Deserialize;
-use tokio_postgres::{Client, types::Type};
+use tokio_postgres::{Client, Row, types::Type};
 
 use crate::{error::DatabaseError, submit::Rules};
 
@@ -52,6 +52,44 @@ impl Settings {
     pub(crate) fn unknown_flag(&self) -> Option<&str> {
         self.flags.iter().flatten().map(String::as_str).find(|flag| !FLAGS.contains(flag))
     }
+}
+
+/// Number of the database that a domain lives in; asked of the control database.
+///
+/// # Errors
+/// [`DatabaseError`].
+pub(crate) async fn home(control: &Client, name: &DomainId) -> Result<Option<u16>, DatabaseError> {
+    let sql = "SELECT database FROM domain_homes WHERE domain = $1";
+    let row = control.query_typed_opt(sql, &[(&name.as_str(), Type::TEXT)]).await?;
+    row.map(|row| number(&row)).transpose()
+}
+
+/// Settles where a domain lives, unless that is settled; returns the number of its database.
+///
+/// # Errors
+/// [`DatabaseError`].
+pub(crate) async fn settle(control: &Client, name: &DomainId, database: u16) -> Result<u16, DatabaseError> {
+    let row = control
+        .query_typed_one(
+            "INSERT INTO domain_homes (domain, database) VALUES ($1, $2) \
+             ON CONFLICT (domain) DO UPDATE SET database = domain_homes.database RETURNING database",
+            &[(&name.as_str(), Type::TEXT), (&i32::from(database), Type::INT4)],
+        )
+        .await?;
+    number(&row)
+}
+
+/// Numbers of all databases that domains live in; asked of the control database.
+///
+/// # Errors
+/// [`DatabaseError`].
+pub(crate) async fn all_homes(control: &Client) -> Result<Vec<u16>, DatabaseError> {
+    let rows = control.query_typed("SELECT DISTINCT database FROM domain_homes ORDER BY database", &[]).await?;
+    rows.iter().map(number).collect()
+}
+
+fn number(row: &Row) -> Result<u16, DatabaseError> {
+    u16::try_from(row.try_get::<_, i32>(0)?).map_err(|error| DatabaseError::damaged("domain_homes", error))
 }
 
 /// Reads a domain.

@@ -3,7 +3,7 @@
 use schemas::sql::MIGRATIONS;
 use tokio_postgres::Client;
 
-use crate::error::StartError;
+use crate::{error::StartError, shard::document_shard};
 
 /// Held while migrating, so that processes that start together do it once.
 const LOCK: i64 = 0x6d69_6c6c_7261_6365;
@@ -19,6 +19,48 @@ pub(crate) async fn migrate(client: &Client) -> Result<(), StartError> {
     result
 }
 
+/// The migration that partitions tables by shard.
+const PARTITIONS: &str = "partitions";
+
+/// Tables, the columns of their shards, and the ids these are of.
+const SHARDED: &[(&str, &str, &str)] = &[
+    ("forms", "shard", "id"),
+    ("form_operations", "shard", "form_id"),
+    ("attachments", "shard", "form_id"),
+    ("cases", "shard", "id"),
+    ("case_indices", "shard", "case_id"),
+    ("case_indices", "referenced_shard", "referenced_id"),
+    ("case_transactions", "shard", "case_id"),
+    ("case_transactions", "form_shard", "form_id"),
+    ("ledger_values", "shard", "case_id"),
+    ("ledger_transactions", "shard", "case_id"),
+];
+
+/// Ids whose shards are filled in at a time.
+const FILLED: i64 = 10_000;
+
+/// Fills in the shards of rows that were written before there were any. Begun again, it goes on where it ended.
+async fn fill_shards(client: &Client) -> Result<(), tokio_postgres::Error> {
+    for (table, column, id) in SHARDED {
+        let missing =
+            format!("SELECT DISTINCT {id} FROM {table} WHERE {column} IS NULL AND {id} IS NOT NULL LIMIT {FILLED}");
+        let fill = format!(
+            "UPDATE {table} t SET {column} = u.shard FROM unnest($1::text[], $2::smallint[]) AS u(id, shard) \
+             WHERE t.{id} = u.id AND t.{column} IS NULL"
+        );
+        loop {
+            let rows = client.query(&missing, &[]).await?;
+            let ids = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+            if ids.is_empty() {
+                break;
+            }
+            let shards: Vec<i16> = ids.iter().map(|id| document_shard(id)).collect();
+            client.execute(&fill, &[&ids, &shards]).await?;
+        }
+    }
+    Ok(())
+}
+
 async fn migrate_locked(client: &Client) -> Result<(), StartError> {
     let present: bool = client.query_one("SELECT to_regclass('schema_migrations') IS NOT NULL", &[]).await?.get(0);
     let at: i32 = if present {
@@ -32,6 +74,9 @@ async fn migrate_locked(client: &Client) -> Result<(), StartError> {
     }
     for migration in MIGRATIONS.iter().filter(|migration| migration.number > at) {
         let failed = |source| StartError::Migration { name: migration.name, source };
+        if migration.name == PARTITIONS {
+            fill_shards(client).await.map_err(failed)?;
+        }
         client
             .batch_execute(&format!(
                 "BEGIN; {}; INSERT INTO schema_migrations (number, name) VALUES ({}, '{}'); COMMIT",

@@ -148,6 +148,11 @@ impl Pool {
         Self { inner: Arc::new(Inner { address, lock_wait, permits, idle: Mutex::default() }) }
     }
 
+    /// True if both are the same connections.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Where the pool connects to, for connections of other use.
     pub(crate) fn address(&self) -> &Address {
         &self.inner.address

@@ -2,10 +2,11 @@
 //!
 //! Pure, but for [`fresh_id`], which draws random numbers. Source: forms-and-cases.md §12.
 
-use schemas::id::{DomainId, FormId, document_hash};
+use schemas::id::{DomainId, FormId};
 use uuid::Uuid;
 
 use super::document::FormState;
+use crate::shard::shard_of;
 
 /// What is stored under a form id.
 #[derive(Clone, Debug)]
@@ -78,18 +79,15 @@ pub(crate) fn decide(stored: Option<&StoredForm>, domain: &DomainId, xmlns: &str
     }
 }
 
-/// Shards that document hashes are folded into (§17).
-const SHARDS: u32 = 1024;
-
 /// A random id of the same shard as `id`, so that a form never moves between servers. Draws about a thousand times, which
 /// takes a fraction of a millisecond.
 pub(crate) fn fresh_id(id: &FormId) -> FormId {
-    let shard = document_hash(id.as_str().as_bytes()) % SHARDS;
+    let shard = shard_of(id.as_str());
     let mut text = Uuid::encode_buffer();
     loop {
         let drawn = Uuid::new_v4();
         let candidate = drawn.hyphenated().encode_lower(&mut text);
-        if document_hash(candidate.as_bytes()) % SHARDS == shard
+        if shard_of(candidate) == shard
             && let Ok(fresh) = FormId::new(candidate)
         {
             return fresh;
@@ -136,6 +134,6 @@ mod tests {
         let id = FormId::new("3f0c").unwrap();
         let fresh = fresh_id(&id);
         assert_ne!(fresh, id);
-        assert_eq!(document_hash(fresh.as_str().as_bytes()) % 1024, document_hash(b"3f0c") % 1024);
+        assert_eq!(shard_of(fresh.as_str()), shard_of("3f0c"));
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     changelog::handover::Handover, config::IngestConfig, error::WriteError, metrics::IngestMetrics,
-    store::pool::Address,
+    store::databases::Databases,
 };
 
 /// The queues of all lanes of this process.
@@ -32,21 +32,22 @@ impl Lanes {
     /// Starts the writers of every lane; they belong to `tasks`.
     pub(crate) fn start(
         config: &IngestConfig,
-        address: &Address,
+        databases: &Databases,
         handover: &Arc<Handover>,
         clock: &Arc<dyn Clock>,
         metrics: &IngestMetrics,
         tasks: &TaskTracker,
     ) -> Self {
         let mut queues = HashMap::new();
-        for writer in 0..config.lanes {
-            let lane = LaneId { database: config.database, writer };
+        let lanes = databases.all().flat_map(|database| (0..config.lanes).map(move |writer| (database, writer)));
+        for (database, writer) in lanes {
+            let lane = LaneId { database: database.number, writer };
             let (sender, receiver) = mpsc::channel(config.queue);
             let shared = Arc::new(Shared {
                 lane,
                 queue: Mutex::new(receiver),
                 max_group: config.max_group,
-                address: address.clone(),
+                address: database.pool.address().clone(),
                 lock_wait: Duration::from_millis(config.lock_wait_ms),
                 handover: Arc::clone(handover),
                 clock: Arc::clone(clock),
@@ -101,7 +102,7 @@ impl Lanes {
             return Err(WriteError::Stopping);
         }
         let Some(queue) = queues.get(&lane) else {
-            tracing::error!(%lane, "a domain belongs to a lane that this process does not have; raise `lanes`");
+            tracing::error!(%lane, "a domain belongs to a lane that this process does not have; raise `ingest.lanes`");
             return Err(WriteError::Unavailable);
         };
         queue.try_send(job).map_err(|error| match error {

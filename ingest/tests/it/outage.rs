@@ -11,8 +11,8 @@ use std::{
 use axum::http::StatusCode;
 use ingest::IngestConfig;
 use schemas::{
-    port::{SourceError, SourceEvent},
-    position::Frontier,
+    port::SourceEvent,
+    position::{Frontier, LaneId},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -38,13 +38,14 @@ async fn an_outage_is_answered_503_and_ends_by_itself() {
             Ok(seen.len())
         }
         Ok(SourceEvent::Idle) => Ok(seen.len()),
-        Err(error) => Err(error),
+        Ok(SourceEvent::Stalled(lane)) => Err(lane),
+        Err(error) => panic!("{error}"),
     };
     while read(&mut tail).await.unwrap() < 1 {}
 
     server.crash();
     assert_eq!(service.post(&form("f2", "1", "")).await.status, StatusCode::SERVICE_UNAVAILABLE);
-    until(async || matches!(read(&mut tail).await, Err(SourceError::Unavailable(_)))).await;
+    until(async || read(&mut tail).await == Err(LaneId::FIRST)).await;
 
     server.resume();
     until(async || service.post(&form("f3", "1", "")).await.status == StatusCode::CREATED).await;

@@ -13,7 +13,7 @@ use tokio_postgres::types::Type;
 use super::{Refusal, refuse};
 use crate::{
     casexml::referenced_case_ids,
-    error::WriteError,
+    error::{DatabaseError, WriteError},
     http::{
         HttpState,
         caller::{self, Asked},
@@ -139,16 +139,18 @@ pub(super) async fn demo_may(state: &HttpState, domain: &DomainId, form: &Parsed
         return Ok(true);
     }
     let found = async {
-        let client = state.ingest.pool.get().await?;
+        let client = state.ingest.domains.pool(domain).await?.get().await?;
         let owners: Vec<&str> = DEMO_OWNERS.to_vec();
-        let row = client
+        let vacant: bool = client
             .query_typed_one(
                 "SELECT NOT EXISTS (SELECT 1 FROM cases WHERE id = ANY($1) \
                  AND (domain <> $2 OR owner_id <> '' OR modified_by <> ALL($3)))",
                 &[(&ids, Type::TEXT_ARRAY), (&domain.as_str(), Type::TEXT), (&owners, Type::TEXT_ARRAY)],
             )
-            .await?;
-        Ok::<bool, crate::error::DatabaseError>(row.try_get(0)?)
+            .await
+            .and_then(|row| row.try_get(0))
+            .map_err(DatabaseError::from)?;
+        Ok::<bool, WriteError>(vacant)
     };
-    found.await.map_err(|error| Box::new(envelope::refused(&WriteError::from(error))))
+    found.await.map_err(|error| Box::new(envelope::refused(&error)))
 }

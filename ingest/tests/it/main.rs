@@ -4,6 +4,7 @@
 
 mod accounts;
 mod bootstrap;
+mod databases;
 mod flows;
 mod lanes;
 mod operations;

@@ -23,6 +23,7 @@ use crate::{
     domain::Domains,
     error::DatabaseError,
     metrics::IngestMetrics,
+    shard::document_shard,
     store::{
         compress,
         databases::Databases,
@@ -119,8 +120,12 @@ impl Blobs {
         let found = self
             .find(
                 domain,
-                "SELECT xml_key::text, 'text/xml' FROM forms WHERE domain = $1 AND id = $2",
-                &[(&domain.as_str(), Type::TEXT), (&form_id.as_str(), Type::TEXT)],
+                "SELECT xml_key::text, 'text/xml' FROM forms WHERE domain = $1 AND id = $2 AND shard = $3",
+                &[
+                    (&domain.as_str(), Type::TEXT),
+                    (&form_id.as_str(), Type::TEXT),
+                    (&document_shard(form_id.as_str()), Type::INT2),
+                ],
             )
             .await?;
         Ok(found.map(|(bytes, _)| bytes))
@@ -138,8 +143,14 @@ impl Blobs {
     ) -> Result<Option<(Bytes, Option<String>)>, BlobError> {
         self.find(
             domain,
-            "SELECT key::text, content_type FROM attachments WHERE domain = $1 AND form_id = $2 AND name = $3",
-            &[(&domain.as_str(), Type::TEXT), (&form_id.as_str(), Type::TEXT), (&name, Type::TEXT)],
+            "SELECT key::text, content_type FROM attachments \
+             WHERE domain = $1 AND form_id = $2 AND name = $3 AND shard = $4",
+            &[
+                (&domain.as_str(), Type::TEXT),
+                (&form_id.as_str(), Type::TEXT),
+                (&name, Type::TEXT),
+                (&document_shard(form_id.as_str()), Type::INT2),
+            ],
         )
         .await
     }
@@ -157,8 +168,13 @@ impl Blobs {
         self.find(
             domain,
             "SELECT f.file->>'key', f.file->>'content_type' FROM (SELECT attachments::json->$3 AS file FROM cases \
-             WHERE domain = $1 AND id = $2) f WHERE f.file IS NOT NULL",
-            &[(&domain.as_str(), Type::TEXT), (&case_id.as_str(), Type::TEXT), (&name, Type::TEXT)],
+             WHERE domain = $1 AND id = $2 AND shard = $4) f WHERE f.file IS NOT NULL",
+            &[
+                (&domain.as_str(), Type::TEXT),
+                (&case_id.as_str(), Type::TEXT),
+                (&name, Type::TEXT),
+                (&document_shard(case_id.as_str()), Type::INT2),
+            ],
         )
         .await
     }

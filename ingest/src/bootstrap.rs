@@ -88,9 +88,9 @@ impl Part {
             Self::Cases => concat!(
                 "SELECT ",
                 case_columns!(),
-                ", i.indices FROM cases LEFT JOIN (SELECT case_id, json_agg(json_build_object('identifier', identifier, \
+                ", i.indices FROM cases c LEFT JOIN (SELECT case_id, json_agg(json_build_object('identifier', identifier, \
                  'referenced_type', referenced_type, 'referenced_id', referenced_id, 'relationship', relationship) \
-                 ORDER BY place)::text AS indices FROM case_indices GROUP BY case_id) i ON i.case_id = cases.id"
+                 ORDER BY place)::text AS indices FROM case_indices GROUP BY case_id) i ON i.case_id = c.id"
             ),
             Self::Forms => "SELECT domain, id, state, xmlns, document_zstd, stamp FROM forms",
         }

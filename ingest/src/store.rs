@@ -9,6 +9,7 @@ pub(crate) mod databases;
 pub(crate) mod directory;
 pub(crate) mod domains;
 pub(crate) mod forms;
+pub(crate) mod keys;
 pub(crate) mod ledgers;
 pub(crate) mod migrate;
 pub(crate) mod pool;

@@ -18,4 +18,6 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { number: 3, name: "orphans", statements: include_str!("../migrations/0003_orphans.sql") },
     Migration { number: 4, name: "documents", statements: include_str!("../migrations/0004_documents.sql") },
     Migration { number: 5, name: "homes", statements: include_str!("../migrations/0005_homes.sql") },
+    Migration { number: 6, name: "shards", statements: include_str!("../migrations/0006_shards.sql") },
+    Migration { number: 7, name: "partitions", statements: include_str!("../migrations/0007_partitions.sql") },
 ];

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use schemas::id::{CaseId, DomainId, FormId};
 use serde::de::DeserializeOwned;
-use tokio_postgres::{
-    Client, Row, Statement,
-    types::{ToSql, Type},
-};
+use tokio_postgres::{Client, Row, Statement, types::Type};
 
 use crate::{
     casexml::Relationship,
     error::DatabaseError,
+    shard::document_shard,
+    store::keys::{Keys, wanted},
     submit::{
         apply::{CaseIndexState, CaseState, TransactionKind},
         document::FormState,
@@ -19,10 +18,10 @@ use crate::{
     },
 };
 
-/// Columns of [`case`], in its order.
+/// Columns of [`case`] in its order, of the table `cases` as `c`.
 macro_rules! case_columns {
     () => {
-        "id, domain, type, name, owner_id, external_id, location_id, opened_on, opened_by, modified_on, modified_by, \
+        "c.id, domain, type, name, owner_id, external_id, location_id, opened_on, opened_by, modified_on, modified_by, \
          server_modified_on, closed, closed_on, closed_by, deleted, deleted_on, deletion_id, properties, xform_ids, stamp, \
          attachments"
     };
@@ -30,30 +29,46 @@ macro_rules! case_columns {
 pub(crate) use case_columns;
 
 /// Cases by id, in any domain.
-pub(crate) const SELECT: &str = concat!("SELECT ", case_columns!(), " FROM cases WHERE id = ANY($1)");
+pub(crate) const SELECT: &str =
+    concat!("SELECT ", case_columns!(), " FROM ", wanted!(), " JOIN cases c ON c.shard = w.shard AND c.id = w.id");
 
 /// Indices of cases, in the order the cases got them.
-pub(crate) const SELECT_INDICES: &str = "SELECT case_id, identifier, referenced_type, referenced_id, relationship \
-     FROM case_indices WHERE case_id = ANY($1) ORDER BY case_id, place";
+pub(crate) const SELECT_INDICES: &str = concat!(
+    "SELECT case_id, identifier, referenced_type, referenced_id, relationship FROM ",
+    wanted!(),
+    " JOIN case_indices i ON i.shard = w.shard AND i.case_id = w.id ORDER BY case_id, place"
+);
 
-/// Domains of the cases `$1` and of those that the cases `$2` refer to.
-pub(crate) const SELECT_TARGETS: &str = "SELECT id, domain FROM cases WHERE id = ANY($1) \
-     UNION SELECT c.id, c.domain FROM case_indices i JOIN cases c ON c.id = i.referenced_id WHERE i.case_id = ANY($2)";
+/// Domains of the cases `$1` and of those that the cases `$3` refer to.
+pub(crate) const SELECT_TARGETS: &str = concat!(
+    "SELECT c.id, domain FROM ",
+    wanted!(),
+    " JOIN cases c ON c.shard = w.shard AND c.id = w.id \
+     UNION SELECT c.id, c.domain FROM unnest($3::text[], $4::smallint[]) AS r(id, shard) \
+     JOIN case_indices i ON i.shard = r.shard AND i.case_id = r.id \
+     JOIN cases c ON c.shard = i.referenced_shard AND c.id = i.referenced_id"
+);
 
 /// Other cases that refer to the case `$1`.
 pub(crate) const SELECT_REFERRING: &str =
     "SELECT case_id FROM case_indices WHERE referenced_id = $1 AND case_id <> $1 ORDER BY case_id LIMIT 3";
 
-/// Open extensions of the cases `$1`, of the closed ones among the cases `$2`, and of those extensions in turn.
-pub(crate) const SELECT_EXTENSIONS: &str = "WITH RECURSIVE chain (id) AS (\
-     (SELECT unnest($1::text[]) UNION SELECT id FROM cases WHERE id = ANY($2) AND closed) \
+/// Open extensions of the closed ones among the cases `$1`, of the cases `$3`, and of those extensions in turn.
+pub(crate) const SELECT_EXTENSIONS: &str = concat!(
+    "WITH RECURSIVE chain (id) AS ((SELECT unnest($3::text[]) UNION SELECT c.id FROM ",
+    wanted!(),
+    " JOIN cases c ON c.shard = w.shard AND c.id = w.id AND c.closed) \
      UNION SELECT i.case_id FROM chain JOIN case_indices i ON i.referenced_id = chain.id AND i.relationship = 'extension' \
-     JOIN cases c ON c.id = i.case_id AND NOT c.closed AND NOT c.deleted) SELECT id FROM chain";
+     JOIN cases c ON c.shard = i.shard AND c.id = i.case_id AND NOT c.closed AND NOT c.deleted) SELECT id FROM chain"
+);
 
 /// Transactions of cases with the state of their forms, in the order they were written.
-pub(crate) const SELECT_TRANSACTIONS: &str = "SELECT t.case_id, t.form_id, t.type, t.server_date, t.client_date, t.sync_log_id, t.revoked, f.state, t.blocks \
-     FROM case_transactions t LEFT JOIN forms f ON f.id = t.form_id WHERE t.case_id = ANY($1) \
-     ORDER BY t.case_id, t.server_date, t.written";
+pub(crate) const SELECT_TRANSACTIONS: &str = concat!(
+    "SELECT t.case_id, t.form_id, t.type, t.server_date, t.client_date, t.sync_log_id, t.revoked, f.state, t.blocks FROM ",
+    wanted!(),
+    " JOIN case_transactions t ON t.shard = w.shard AND t.case_id = w.id \
+     LEFT JOIN forms f ON f.shard = t.form_shard AND f.id = t.form_id ORDER BY t.case_id, t.server_date, t.written"
+);
 
 fn damaged(problem: impl std::fmt::Display) -> DatabaseError {
     DatabaseError::damaged("cases", problem)
@@ -132,12 +147,12 @@ impl Read {
     pub(crate) async fn cases(
         &self,
         client: &Client,
-        ids: &[&str],
+        wanted: &Keys<'_>,
     ) -> Result<BTreeMap<CaseId, CaseState>, DatabaseError> {
-        if ids.is_empty() {
+        if wanted.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let parameters: [&(dyn ToSql + Sync); 1] = [&ids];
+        let parameters = wanted.parameters();
         let (rows, indices) =
             futures::try_join!(client.query(&self.cases, &parameters), client.query(&self.indices, &parameters))?;
         let mut cases = BTreeMap::new();
@@ -161,18 +176,19 @@ impl Read {
     pub(crate) async fn targets(
         &self,
         client: &Client,
-        ids: &[&str],
-        referring: &[&str],
+        wanted: &Keys<'_>,
+        referring: &Keys<'_>,
     ) -> Result<HashMap<CaseId, DomainId>, DatabaseError> {
-        if ids.is_empty() && referring.is_empty() {
+        if wanted.is_empty() && referring.is_empty() {
             return Ok(HashMap::new());
         }
-        let rows = client.query(&self.targets, &[&ids, &referring]).await?;
+        let ([ids, shards], [referring, their_shards]) = (wanted.parameters(), referring.parameters());
+        let rows = client.query(&self.targets, &[ids, shards, referring, their_shards]).await?;
         rows.iter().map(|row| Ok((case_id(row, 0)?, DomainId::new(row.try_get(1)?).map_err(damaged)?))).collect()
     }
 }
 
-/// Ids of a domain's cases behind `after`, in order.
+/// Ids of a domain's cases behind `after`, in the order of their shards.
 ///
 /// # Errors
 /// [`DatabaseError`].
@@ -182,10 +198,18 @@ pub(crate) async fn ids(
     after: Option<&CaseId>,
     limit: u32,
 ) -> Result<Vec<CaseId>, DatabaseError> {
-    let sql = "SELECT id FROM cases WHERE domain = $1 AND id > $2 ORDER BY id LIMIT $3";
-    let after = after.map_or("", CaseId::as_str);
+    let sql = "SELECT id FROM cases WHERE domain = $1 AND (shard, id) > ($2, $3) ORDER BY shard, id LIMIT $4";
+    let (shard, after) = after.map_or((-1, ""), |id| (document_shard(id.as_str()), id.as_str()));
     let rows = client
-        .query_typed(sql, &[(&domain.as_str(), Type::TEXT), (&after, Type::TEXT), (&i64::from(limit), Type::INT8)])
+        .query_typed(
+            sql,
+            &[
+                (&domain.as_str(), Type::TEXT),
+                (&shard, Type::INT2),
+                (&after, Type::TEXT),
+                (&i64::from(limit), Type::INT8),
+            ],
+        )
         .await?;
     rows.iter().map(|row| case_id(row, 0)).collect()
 }

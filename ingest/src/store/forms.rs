@@ -6,19 +6,27 @@ use uuid::Uuid;
 
 use crate::{
     error::DatabaseError,
+    store::keys::wanted,
     submit::{Attachment, dedupe::StoredForm, document::FormState},
 };
 
 /// Forms by id, in any domain.
-pub(crate) const SELECT: &str = "SELECT id, domain, xmlns, state, xml_md5, processed, received_on, case_ids, problem, \
-     deleted_on, deletion_id FROM forms WHERE id = ANY($1)";
+pub(crate) const SELECT: &str = concat!(
+    "SELECT f.id, domain, xmlns, state, xml_md5, processed, received_on, case_ids, problem, deleted_on, deletion_id FROM ",
+    wanted!(),
+    " JOIN forms f ON f.shard = w.shard AND f.id = w.id"
+);
 
 /// Files of forms by id.
-pub(crate) const SELECT_FILES: &str =
-    "SELECT form_id, name, key::text, content_type, content_length FROM attachments WHERE form_id = ANY($1)";
+pub(crate) const SELECT_FILES: &str = concat!(
+    "SELECT form_id, name, key::text, content_type, content_length FROM ",
+    wanted!(),
+    " JOIN attachments a ON a.shard = w.shard AND a.form_id = w.id"
+);
 
 /// Documents of forms by id.
-pub(crate) const SELECT_DOCUMENTS: &str = "SELECT id, document_zstd FROM forms WHERE id = ANY($1)";
+pub(crate) const SELECT_DOCUMENTS: &str =
+    concat!("SELECT f.id, document_zstd FROM ", wanted!(), " JOIN forms f ON f.shard = w.shard AND f.id = w.id");
 
 fn damaged(problem: impl std::fmt::Display) -> DatabaseError {
     DatabaseError::damaged("forms", problem)

@@ -6,17 +6,24 @@ use tokio_postgres::Row;
 use crate::{
     casexml::ledger::{LedgerKey, LedgerKind},
     error::DatabaseError,
+    store::keys::wanted,
     submit::ledger::{LedgerRow, LedgerValue},
 };
 
 /// Values of the ledgers of cases.
-pub(crate) const SELECT: &str = "SELECT case_id, section_id, entry_id, balance, last_modified, last_form_id \
-     FROM ledger_values WHERE case_id = ANY($1)";
+pub(crate) const SELECT: &str = concat!(
+    "SELECT case_id, section_id, entry_id, balance, last_modified, last_form_id FROM ",
+    wanted!(),
+    " JOIN ledger_values v ON v.shard = w.shard AND v.case_id = w.id"
+);
 
 /// Transactions of the ledgers of cases, in the order they were written.
-pub(crate) const SELECT_ROWS: &str = "SELECT case_id, section_id, entry_id, form_id, type, server_date, report_date, \
-     quantity, delta, updated_balance, user_defined_type, number \
-     FROM ledger_transactions WHERE case_id = ANY($1) ORDER BY case_id, written, number";
+pub(crate) const SELECT_ROWS: &str = concat!(
+    "SELECT case_id, section_id, entry_id, form_id, type, server_date, report_date, quantity, delta, updated_balance, \
+     user_defined_type, number FROM ",
+    wanted!(),
+    " JOIN ledger_transactions t ON t.shard = w.shard AND t.case_id = w.id ORDER BY case_id, written, number"
+);
 
 fn damaged(problem: impl std::fmt::Display) -> DatabaseError {
     DatabaseError::damaged("ledger_values", problem)

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     casexml::{referenced_case_ids, touched_case_ids},
     error::DatabaseError,
-    store::{cases, compress, directory, forms, ledgers, pool::Connection},
+    store::{cases, compress, directory, forms, keys::Keys, ledgers, pool::Connection},
     submit::document::FormState,
     xform::ParsedForm,
 };
@@ -31,7 +31,7 @@ use crate::{
 pub(crate) struct Wanted {
     /// Locks to take before reading.
     pub locks: LockSet,
-    forms: Vec<String>,
+    forms: Vec<FormId>,
     cases: BTreeSet<CaseId>,
     /// Cases that are only referred to.
     targets: BTreeSet<CaseId>,
@@ -62,7 +62,7 @@ impl Wanted {
                 Job::Operation { operation, .. } => match &operation.act {
                     Act::Archive(id) | Act::Unarchive(id) | Act::DeleteForm(id) | Act::UndeleteForm(id) => {
                         wanted.locks.form(id);
-                        wanted.forms.push(id.as_str().to_owned());
+                        wanted.forms.push(id.clone());
                     }
                     Act::DeleteCase(id) | Act::UndeleteCase(id) | Act::PurgeCase(id) | Act::Rebuild(id) => {
                         wanted.locks.case(id);
@@ -82,7 +82,7 @@ impl Wanted {
 
     fn form(&mut self, form: &ParsedForm) {
         self.locks.form(&form.form_id);
-        self.forms.push(form.form_id.as_str().to_owned());
+        self.forms.push(form.form_id.clone());
         let Ok(blocks) = &form.case_blocks else { return };
         let stocked = form.ledger_changes.iter().map(|change| change.key.case_id.clone());
         self.stocked.extend(stocked.clone());
@@ -134,19 +134,18 @@ pub(crate) async fn load(connection: &mut Connection, jobs: &[Job], wanted: &Wan
         indices: connection.statement(cases::SELECT_INDICES).await?,
         targets: connection.statement(cases::SELECT_TARGETS).await?,
     };
-    let (keys, shared) = wanted.locks.parameters();
-    let ids = texts(&wanted.cases);
-    let targets = texts(&wanted.targets);
-    let referring = texts(&wanted.referring);
+    let (locks, shared) = wanted.locks.parameters();
+    let form_ids: Keys<'_> = wanted.forms.iter().map(FormId::as_str).collect();
+    let (ids, targets, referring) = (keys(&wanted.cases), keys(&wanted.targets), keys(&wanted.referring));
     let client = &**connection;
     let (_, _, stored, found, targets) = futures::try_join!(
         async { Ok::<_, DatabaseError>(client.batch_execute("BEGIN").await?) },
-        async { Ok(client.query(&lock, &[&keys, &shared]).await?) },
+        async { Ok(client.query(&lock, &[&locks, &shared]).await?) },
         async {
             if wanted.forms.is_empty() {
                 return Ok(Vec::new());
             }
-            Ok(client.query(&select_forms, &[&wanted.forms]).await?)
+            Ok(client.query(&select_forms, &form_ids.parameters()).await?)
         },
         read.cases(client, &ids),
         read.targets(client, &targets, &referring),
@@ -174,7 +173,7 @@ pub(crate) async fn load(connection: &mut Connection, jobs: &[Job], wanted: &Wan
     Ok(Loaded::World(Box::new(world)))
 }
 
-fn texts(ids: &BTreeSet<CaseId>) -> Vec<&str> {
+fn keys(ids: &BTreeSet<CaseId>) -> Keys<'_> {
     ids.iter().map(CaseId::as_str).collect()
 }
 
@@ -247,7 +246,9 @@ async fn load_extensions(connection: &mut Connection, wanted: &Wanted) -> Result
         return Ok(BTreeSet::new());
     }
     let select = connection.statement(cases::SELECT_EXTENSIONS).await?;
-    let rows = connection.query(&select, &[&texts(&wanted.closing), &texts(&wanted.closed)]).await?;
+    let closed = keys(&wanted.closed);
+    let ([ids, shards], closing) = (closed.parameters(), wanted.closing.iter().map(CaseId::as_str));
+    let rows = connection.query(&select, &[ids, shards, &closing.collect::<Vec<_>>()]).await?;
     rows.iter()
         .map(|row| CaseId::new(row.try_get(0)?).map_err(|error| DatabaseError::damaged("case_indices", error)))
         .collect()
@@ -261,8 +262,8 @@ async fn load_ledgers(
     world: &mut World,
 ) -> Result<(), DatabaseError> {
     let select = connection.statement(ledgers::SELECT).await?;
-    let all: Vec<&str> = stocked.union(replayed).map(CaseId::as_str).collect();
-    for row in &connection.query(&select, &[&all]).await? {
+    let all: Keys<'_> = stocked.union(replayed).map(CaseId::as_str).collect();
+    for row in &connection.query(&select, &all.parameters()).await? {
         let (key, value) = ledgers::value(row)?;
         world.ledgers.insert(key, value);
     }
@@ -271,7 +272,7 @@ async fn load_ledgers(
     }
     let select = connection.statement(ledgers::SELECT_ROWS).await?;
     world.ledger_rows = replayed.iter().map(|id| (id.clone(), Vec::new())).collect();
-    for row in &connection.query(&select, &[&texts(replayed)]).await? {
+    for row in &connection.query(&select, &keys(replayed).parameters()).await? {
         let row = ledgers::transaction(row)?;
         world.ledger_rows.entry(row.key.case_id.clone()).or_default().push(row);
     }
@@ -291,8 +292,8 @@ async fn load_purge(connection: &mut Connection, id: &CaseId, world: &mut World)
     }
     let mut held = Vec::new();
     let select = connection.statement(forms::SELECT).await?;
-    let ids: Vec<&str> = form_ids.iter().map(FormId::as_str).collect();
-    for row in &connection.query(&select, &[&ids]).await? {
+    let ids: Keys<'_> = form_ids.iter().map(FormId::as_str).collect();
+    for row in &connection.query(&select, &ids.parameters()).await? {
         let (form_id, form) = forms::stored(row)?;
         if form.case_ids.iter().any(|other| other != id) {
             held.push(format!("form {form_id} also touches other cases"));
@@ -331,13 +332,13 @@ async fn load_history(
     let select_files = connection.statement(forms::SELECT_FILES).await?;
     let select_transactions = connection.statement(cases::SELECT_TRANSACTIONS).await?;
     let client = &**connection;
-    let form_ids: Vec<&str> = history.documents.iter().map(FormId::as_str).collect();
-    let case_ids = texts(&history.cases);
-    let missing = texts(&missing);
+    let form_ids: Keys<'_> = history.documents.iter().map(FormId::as_str).collect();
+    let (case_ids, missing) = (keys(&history.cases), keys(&missing));
+    let (form_ids, case_ids) = (form_ids.parameters(), case_ids.parameters());
     let (documents, files, transactions, found) = futures::try_join!(
-        async { Ok::<_, DatabaseError>(client.query(&select_documents, &[&form_ids]).await?) },
-        async { Ok(client.query(&select_files, &[&form_ids]).await?) },
-        async { Ok(client.query(&select_transactions, &[&case_ids]).await?) },
+        async { Ok::<_, DatabaseError>(client.query(&select_documents, &form_ids).await?) },
+        async { Ok(client.query(&select_files, &form_ids).await?) },
+        async { Ok(client.query(&select_transactions, &case_ids).await?) },
         read.cases(client, &missing),
     )?;
     world.cases.extend(found);

@@ -116,10 +116,8 @@ async fn a_domain_and_its_workers_live_in_one_database_and_web_users_in_the_firs
     assert_eq!(world.numbers("SELECT count(*) FROM accounts").await, [9, 0, 1]);
     let auth = world.service.ingest.authenticator();
     let full = "asha@pinned.commcarehq.org";
-    let password = |username: &str| Credentials::Password {
-        username: username.to_owned(),
-        password: Secret("pw1".to_owned()),
-    };
+    let password =
+        |username: &str| Credentials::Password { username: username.to_owned(), password: Secret("pw1".to_owned()) };
     let key = accounts.create_api_key(full, None, "script").await.unwrap();
     let token = accounts.create_token(full, "phone", None).await.unwrap();
     for credentials in [

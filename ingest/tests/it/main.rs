@@ -7,6 +7,7 @@ mod bootstrap;
 mod databases;
 mod flows;
 mod lanes;
+mod migration;
 mod operations;
 mod outage;
 mod postgres;

@@ -19,6 +19,7 @@ use crate::{
         caller::{self, Asked},
         envelope,
     },
+    store::keys::{Keys, wanted},
     xform::ParsedForm,
 };
 
@@ -134,7 +135,9 @@ pub(super) async fn demo_may(state: &HttpState, domain: &DomainId, form: &Parsed
     }
     let ledgers = form.ledger_changes.iter().map(|change| change.key.case_id.clone());
     let named = blocks.iter().map(|block| block.case_id.clone()).chain(referenced_case_ids(blocks)).chain(ledgers);
-    let ids: Vec<String> = named.map(|id: CaseId| id.as_str().to_owned()).collect();
+    let ids: Vec<CaseId> = named.collect();
+    let ids: Keys<'_> = ids.iter().map(CaseId::as_str).collect();
+    let [wanted_ids, shards] = ids.parameters();
     if ids.is_empty() {
         return Ok(true);
     }
@@ -143,9 +146,18 @@ pub(super) async fn demo_may(state: &HttpState, domain: &DomainId, form: &Parsed
         let owners: Vec<&str> = DEMO_OWNERS.to_vec();
         let vacant: bool = client
             .query_typed_one(
-                "SELECT NOT EXISTS (SELECT 1 FROM cases WHERE id = ANY($1) \
-                 AND (domain <> $2 OR owner_id <> '' OR modified_by <> ALL($3)))",
-                &[(&ids, Type::TEXT_ARRAY), (&domain.as_str(), Type::TEXT), (&owners, Type::TEXT_ARRAY)],
+                concat!(
+                    "SELECT NOT EXISTS (SELECT 1 FROM ",
+                    wanted!(),
+                    " JOIN cases c ON c.shard = w.shard AND c.id = w.id \
+                     WHERE domain <> $3 OR owner_id <> '' OR modified_by <> ALL($4))"
+                ),
+                &[
+                    (wanted_ids, Type::TEXT_ARRAY),
+                    (shards, Type::INT2_ARRAY),
+                    (&domain.as_str(), Type::TEXT),
+                    (&owners, Type::TEXT_ARRAY),
+                ],
             )
             .await
             .and_then(|row| row.try_get(0))

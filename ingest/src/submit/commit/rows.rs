@@ -15,6 +15,7 @@ use crate::{
         lane::{self, Numbers},
         outbox,
     },
+    shard::document_shard,
     store::directory,
     submit::{
         apply::{CaseIndexState, CaseState},
@@ -25,35 +26,39 @@ use crate::{
 
 const MOVE_FORMS: &str = "UPDATE forms f SET id = u.new_id, orig_id = u.old_id, state = u.state, \
      edited_on = coalesce(u.edited_on, f.edited_on), server_modified_on = u.at, document_zstd = u.document, stamp = u.stamp \
-     FROM unnest($1::text[], $2::text[], $3::smallint[], $4::bigint[], $5::bigint[], $6::bytea[], $7::bigint[]) \
-     AS u(old_id, new_id, state, edited_on, at, document, stamp) WHERE f.id = u.old_id";
+     FROM unnest($1::text[], $2::text[], $3::smallint[], $4::bigint[], $5::bigint[], $6::bytea[], $7::bigint[], \
+     $8::smallint[]) AS u(old_id, new_id, state, edited_on, at, document, stamp, shard) \
+     WHERE f.shard = u.shard AND f.id = u.old_id";
 
 const MOVE_ATTACHMENTS: &str = "UPDATE attachments a SET form_id = u.new_id \
-     FROM unnest($1::text[], $2::text[]) AS u(old_id, new_id) WHERE a.form_id = u.old_id";
+     FROM unnest($1::text[], $2::text[], $3::smallint[]) AS u(old_id, new_id, shard) \
+     WHERE a.shard = u.shard AND a.form_id = u.old_id";
 
 /// Attachments of a form pushed aside whose names the new form does not bring: of the same bytes, which never change.
-const CARRY_ATTACHMENTS: &str = "INSERT INTO attachments (form_id, domain, name, key, content_type, content_length) \
-     SELECT u.form_id, a.domain, a.name, a.key, a.content_type, a.content_length \
-     FROM unnest($1::text[], $2::text[]) AS u(form_id, aside_id) JOIN attachments a ON a.form_id = u.aside_id \
-     ON CONFLICT DO NOTHING";
+const CARRY_ATTACHMENTS: &str = "INSERT INTO attachments (form_id, domain, name, key, content_type, content_length, shard) \
+     SELECT u.form_id, a.domain, a.name, a.key, a.content_type, a.content_length, u.shard \
+     FROM unnest($1::text[], $2::text[], $3::smallint[]) AS u(form_id, aside_id, shard) \
+     JOIN attachments a ON a.shard = u.shard AND a.form_id = u.aside_id ON CONFLICT DO NOTHING";
 
-const COPY_OPERATIONS: &str = "INSERT INTO form_operations (form_id, domain, operation, user_id, at) \
-     SELECT u.aside_id, o.domain, o.operation, o.user_id, o.at \
-     FROM unnest($1::text[], $2::text[]) AS u(form_id, aside_id) JOIN form_operations o ON o.form_id = u.form_id";
+const COPY_OPERATIONS: &str = "INSERT INTO form_operations (form_id, domain, operation, user_id, at, shard) \
+     SELECT u.aside_id, o.domain, o.operation, o.user_id, o.at, u.shard \
+     FROM unnest($1::text[], $2::text[], $3::smallint[]) AS u(form_id, aside_id, shard) \
+     JOIN form_operations o ON o.shard = u.shard AND o.form_id = u.form_id";
 
-const ADD_EDITS: &str = "INSERT INTO form_operations (form_id, domain, operation, user_id, at) \
-     SELECT form_id, domain, 'edit', user_id, at \
-     FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS u(form_id, domain, user_id, at)";
+const ADD_EDITS: &str = "INSERT INTO form_operations (form_id, domain, operation, user_id, at, shard) \
+     SELECT form_id, domain, 'edit', user_id, at, shard \
+     FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::smallint[]) \
+     AS u(form_id, domain, user_id, at, shard)";
 
 const PUT_FORMS: &str = "INSERT INTO forms (id, domain, xmlns, app_id, user_id, state, received_on, server_modified_on, \
-     edited_on, orig_id, deprecated_form_id, problem, processed, xml_md5, xml_key, case_ids, document_zstd, stamp) \
+     edited_on, orig_id, deprecated_form_id, problem, processed, xml_md5, xml_key, case_ids, document_zstd, stamp, shard) \
      SELECT id, domain, xmlns, app_id, user_id, state, received_on, server_modified_on, edited_on, orig_id, \
-     deprecated_form_id, problem, processed, xml_md5, xml_key::uuid, case_ids, document, stamp \
+     deprecated_form_id, problem, processed, xml_md5, xml_key::uuid, case_ids, document, stamp, shard \
      FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::bigint[], $8::bigint[], \
      $9::bigint[], $10::text[], $11::text[], $12::text[], $13::boolean[], $14::bytea[], $15::text[], $16::text[], \
-     $17::bytea[], $18::bigint[]) AS u(id, domain, xmlns, app_id, user_id, state, received_on, server_modified_on, \
-     edited_on, orig_id, deprecated_form_id, problem, processed, xml_md5, xml_key, case_ids, document, stamp) \
-     ON CONFLICT (id) DO UPDATE SET xmlns = excluded.xmlns, app_id = excluded.app_id, user_id = excluded.user_id, \
+     $17::bytea[], $18::bigint[], $19::smallint[]) AS u(id, domain, xmlns, app_id, user_id, state, received_on, server_modified_on, \
+     edited_on, orig_id, deprecated_form_id, problem, processed, xml_md5, xml_key, case_ids, document, stamp, shard) \
+     ON CONFLICT (shard, id) DO UPDATE SET xmlns = excluded.xmlns, app_id = excluded.app_id, user_id = excluded.user_id, \
      state = excluded.state, received_on = excluded.received_on, server_modified_on = excluded.server_modified_on, \
      edited_on = excluded.edited_on, orig_id = excluded.orig_id, deprecated_form_id = excluded.deprecated_form_id, \
      problem = excluded.problem, processed = excluded.processed, xml_md5 = excluded.xml_md5, xml_key = excluded.xml_key, \
@@ -63,27 +68,29 @@ const CHANGE_FORMS: &str = "UPDATE forms f SET state = u.state, problem = u.prob
      case_ids = u.case_ids, deleted_on = u.deleted_on, deletion_id = u.deletion_id, server_modified_on = u.at, \
      document_zstd = u.document, stamp = u.stamp \
      FROM unnest($1::text[], $2::smallint[], $3::text[], $4::boolean[], $5::text[], $6::bigint[], $7::text[], \
-     $8::bigint[], $9::bytea[], $10::bigint[]) \
-     AS u(id, state, problem, processed, case_ids, deleted_on, deletion_id, at, document, stamp) WHERE f.id = u.id";
+     $8::bigint[], $9::bytea[], $10::bigint[], $11::smallint[]) \
+     AS u(id, state, problem, processed, case_ids, deleted_on, deletion_id, at, document, stamp, shard) \
+     WHERE f.shard = u.shard AND f.id = u.id";
 
-const ADD_OPERATIONS: &str = "INSERT INTO form_operations (form_id, domain, operation, user_id, at) \
-     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])";
+const ADD_OPERATIONS: &str = "INSERT INTO form_operations (form_id, domain, operation, user_id, at, shard) \
+     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::smallint[])";
 
-const PUT_ATTACHMENTS: &str = "INSERT INTO attachments (form_id, domain, name, key, content_type, content_length) \
-     SELECT form_id, domain, name, key::uuid, content_type, content_length \
-     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[]) \
-     AS u(form_id, domain, name, key, content_type, content_length) ON CONFLICT DO NOTHING";
+const PUT_ATTACHMENTS: &str = "INSERT INTO attachments (form_id, domain, name, key, content_type, content_length, shard) \
+     SELECT form_id, domain, name, key::uuid, content_type, content_length, shard \
+     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::smallint[]) \
+     AS u(form_id, domain, name, key, content_type, content_length, shard) ON CONFLICT DO NOTHING";
 
 const PUT_BYTES: &str = "INSERT INTO xml_pending (key, domain, bytes_zstd, written) \
      SELECT key::uuid, domain, bytes, $4 FROM unnest($1::text[], $2::text[], $3::bytea[]) AS u(key, domain, bytes)";
 
 const PUT_CASES: &str = "INSERT INTO cases (id, domain, type, name, owner_id, external_id, location_id, opened_on, \
      opened_by, modified_on, modified_by, server_modified_on, closed, closed_on, closed_by, deleted, deleted_on, \
-     deletion_id, properties, xform_ids, stamp, attachments) \
+     deletion_id, properties, xform_ids, stamp, attachments, shard) \
      SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], \
      $8::bigint[], $9::text[], $10::bigint[], $11::text[], $12::bigint[], $13::boolean[], $14::bigint[], $15::text[], \
-     $16::boolean[], $17::bigint[], $18::text[], $19::text[], $20::text[], $21::bigint[], $22::text[]) \
-     ON CONFLICT (id) DO UPDATE SET type = excluded.type, name = excluded.name, owner_id = excluded.owner_id, \
+     $16::boolean[], $17::bigint[], $18::text[], $19::text[], $20::text[], $21::bigint[], $22::text[], \
+     $23::smallint[]) \
+     ON CONFLICT (shard, id) DO UPDATE SET type = excluded.type, name = excluded.name, owner_id = excluded.owner_id, \
      external_id = excluded.external_id, location_id = excluded.location_id, opened_on = excluded.opened_on, \
      opened_by = excluded.opened_by, modified_on = excluded.modified_on, modified_by = excluded.modified_by, \
      server_modified_on = excluded.server_modified_on, closed = excluded.closed, closed_on = excluded.closed_on, \
@@ -91,66 +98,89 @@ const PUT_CASES: &str = "INSERT INTO cases (id, domain, type, name, owner_id, ex
      deletion_id = excluded.deletion_id, properties = excluded.properties, xform_ids = excluded.xform_ids, \
      stamp = excluded.stamp, attachments = excluded.attachments";
 
-const CLEAR_INDICES: &str = "DELETE FROM case_indices WHERE case_id = ANY($1)";
+/// Deletes the rows of a table that belong to ids; the columns are the ids and their shards.
+macro_rules! delete_of {
+    ($table:literal, $id:literal) => {
+        concat!(
+            "DELETE FROM ",
+            $table,
+            " t USING unnest($1::text[], $2::smallint[]) AS u(id, shard) WHERE t.shard = u.shard AND t.",
+            $id,
+            " = u.id"
+        )
+    };
+}
+
+const CLEAR_INDICES: &str = delete_of!("case_indices", "case_id");
 
 const PUT_INDICES: &str = "INSERT INTO case_indices (case_id, identifier, domain, place, referenced_id, referenced_type, \
-     relationship) \
-     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::text[], $7::text[])";
+     relationship, shard, referenced_shard) \
+     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::text[], $7::text[], \
+     $8::smallint[], $9::smallint[])";
 
 const REMOVE_TRANSACTIONS: &str = "DELETE FROM case_transactions t \
-     USING unnest($1::text[], $2::text[]) AS u(case_id, form_id) WHERE t.case_id = u.case_id AND t.form_id = u.form_id";
+     USING unnest($1::text[], $2::text[], $3::smallint[]) AS u(case_id, form_id, shard) \
+     WHERE t.shard = u.shard AND t.case_id = u.case_id AND t.form_id = u.form_id";
 
 const PUT_TRANSACTIONS: &str = "INSERT INTO case_transactions (case_id, domain, form_id, type, server_date, client_date, \
-     sync_log_id, revoked, details, blocks, written) \
-     SELECT case_id, domain, form_id, type, server_date, client_date, sync_log_id, false, details, blocks, written \
+     sync_log_id, revoked, details, blocks, written, shard, form_shard) \
+     SELECT case_id, domain, form_id, type, server_date, client_date, sync_log_id, false, details, blocks, written, shard, \
+     form_shard \
      FROM unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], \
-     $9::text[], $10::bigint[]) \
-     AS u(case_id, domain, form_id, type, server_date, client_date, sync_log_id, details, blocks, written) \
-     ON CONFLICT (case_id, form_id, type) DO UPDATE SET server_date = excluded.server_date, \
+     $9::text[], $10::bigint[], $11::smallint[], $12::smallint[]) \
+     AS u(case_id, domain, form_id, type, server_date, client_date, sync_log_id, details, blocks, written, shard, \
+     form_shard) \
+     ON CONFLICT (shard, case_id, form_id, type) DO UPDATE SET server_date = excluded.server_date, \
      client_date = excluded.client_date, sync_log_id = excluded.sync_log_id, revoked = false, \
      details = excluded.details, blocks = excluded.blocks, written = excluded.written";
 
 const REVOKE_TRANSACTIONS: &str = "UPDATE case_transactions t SET revoked = u.revoked \
-     FROM unnest($1::text[], $2::text[], $3::boolean[]) AS u(case_id, form_id, revoked) \
-     WHERE t.case_id = u.case_id AND t.form_id = u.form_id";
+     FROM unnest($1::text[], $2::text[], $3::boolean[], $4::smallint[]) AS u(case_id, form_id, revoked, shard) \
+     WHERE t.shard = u.shard AND t.case_id = u.case_id AND t.form_id = u.form_id";
 
 const PUT_LEDGERS: &str = "INSERT INTO ledger_values (case_id, section_id, entry_id, domain, balance, last_modified, \
-     last_form_id, stamp) \
+     last_form_id, stamp, shard) \
      SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], \
-     $8::bigint[]) \
-     ON CONFLICT (case_id, section_id, entry_id) DO UPDATE SET balance = excluded.balance, \
+     $8::bigint[], $9::smallint[]) \
+     ON CONFLICT (shard, case_id, section_id, entry_id) DO UPDATE SET balance = excluded.balance, \
      last_modified = excluded.last_modified, last_form_id = excluded.last_form_id, stamp = excluded.stamp";
 
 const DELETE_LEDGERS: &str = "DELETE FROM ledger_values v \
-     USING unnest($1::text[], $2::text[], $3::text[]) AS u(case_id, section_id, entry_id) \
-     WHERE v.case_id = u.case_id AND v.section_id = u.section_id AND v.entry_id = u.entry_id";
+     USING unnest($1::text[], $2::text[], $3::text[], $4::smallint[]) AS u(case_id, section_id, entry_id, shard) \
+     WHERE v.shard = u.shard AND v.case_id = u.case_id AND v.section_id = u.section_id AND v.entry_id = u.entry_id";
 
 const CLEAR_LEDGER_ROWS: &str = "DELETE FROM ledger_transactions v \
-     USING unnest($1::text[], $2::text[], $3::text[]) AS u(case_id, section_id, entry_id) \
-     WHERE v.case_id = u.case_id AND v.section_id = u.section_id AND v.entry_id = u.entry_id";
+     USING unnest($1::text[], $2::text[], $3::text[], $4::smallint[]) AS u(case_id, section_id, entry_id, shard) \
+     WHERE v.shard = u.shard AND v.case_id = u.case_id AND v.section_id = u.section_id AND v.entry_id = u.entry_id";
 
 const PUT_LEDGER_ROWS: &str = "INSERT INTO ledger_transactions (case_id, section_id, entry_id, domain, form_id, type, \
-     server_date, report_date, quantity, delta, updated_balance, user_defined_type, written, number) \
+     server_date, report_date, quantity, delta, updated_balance, user_defined_type, written, number, shard) \
      SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::bigint[], \
-     $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::text[], $13::bigint[], $14::integer[])";
+     $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::text[], $13::bigint[], $14::integer[], \
+     $15::smallint[])";
 
-/// Deletes forms for good; columns are their ids. The bytes in packs stay where they are, and nothing points to them.
+/// Deletes forms for good; columns are their ids and shards. The bytes in packs stay where they are, and nothing points to
+/// them.
 const PURGE_FORMS: &[&str] = &[
-    "DELETE FROM xml_pending p USING forms f WHERE f.id = ANY($1) AND p.key = f.xml_key",
-    "DELETE FROM xml_packs p USING forms f WHERE f.id = ANY($1) AND p.key = f.xml_key",
-    "DELETE FROM xml_pending p USING attachments a WHERE a.form_id = ANY($1) AND p.key = a.key",
-    "DELETE FROM xml_packs p USING attachments a WHERE a.form_id = ANY($1) AND p.key = a.key",
-    "DELETE FROM attachments WHERE form_id = ANY($1)",
-    "DELETE FROM form_operations WHERE form_id = ANY($1)",
-    "DELETE FROM forms WHERE id = ANY($1)",
+    "DELETE FROM xml_pending p USING unnest($1::text[], $2::smallint[]) AS u(id, shard), forms f \
+     WHERE f.shard = u.shard AND f.id = u.id AND p.key = f.xml_key",
+    "DELETE FROM xml_packs p USING unnest($1::text[], $2::smallint[]) AS u(id, shard), forms f \
+     WHERE f.shard = u.shard AND f.id = u.id AND p.key = f.xml_key",
+    "DELETE FROM xml_pending p USING unnest($1::text[], $2::smallint[]) AS u(id, shard), attachments a \
+     WHERE a.shard = u.shard AND a.form_id = u.id AND p.key = a.key",
+    "DELETE FROM xml_packs p USING unnest($1::text[], $2::smallint[]) AS u(id, shard), attachments a \
+     WHERE a.shard = u.shard AND a.form_id = u.id AND p.key = a.key",
+    delete_of!("attachments", "form_id"),
+    delete_of!("form_operations", "form_id"),
+    delete_of!("forms", "id"),
 ];
 
-/// Deletes cases for good; columns are their ids.
+/// Deletes cases for good; columns are their ids and shards.
 const PURGE_CASES: &[&str] = &[
-    "DELETE FROM ledger_transactions WHERE case_id = ANY($1)",
-    "DELETE FROM case_transactions WHERE case_id = ANY($1)",
-    "DELETE FROM case_indices WHERE case_id = ANY($1)",
-    "DELETE FROM cases WHERE id = ANY($1)",
+    delete_of!("ledger_transactions", "case_id"),
+    delete_of!("case_transactions", "case_id"),
+    delete_of!("case_indices", "case_id"),
+    delete_of!("cases", "id"),
 ];
 
 const PUT_TOMBSTONES: &str = "INSERT INTO tombstones (kind, id, domain, deleted_on) \
@@ -203,8 +233,10 @@ pub(super) fn form_rows<'a>(
     let moves = &changes.moves;
     if !moves.is_empty() {
         let (from, to) = (|| column(moves, |m| m.from.as_str()), || column(moves, |m| m.to.as_str()));
-        rows.push((COPY_OPERATIONS, vec![from(), to()]));
-        rows.push((MOVE_ATTACHMENTS, vec![from(), to()]));
+        // The new id is of the same shard.
+        let shard = || column(moves, |m| document_shard(m.from.as_str()));
+        rows.push((COPY_OPERATIONS, vec![from(), to(), shard()]));
+        rows.push((MOVE_ATTACHMENTS, vec![from(), to(), shard()]));
         rows.push((
             MOVE_FORMS,
             vec![
@@ -215,6 +247,7 @@ pub(super) fn form_rows<'a>(
                 column(moves, |m| m.at),
                 column(&prepared.moves, Vec::as_slice),
                 column(moves, |m| first.stamp_at(m.place)),
+                shard(),
             ],
         ));
     }
@@ -241,6 +274,7 @@ pub(super) fn form_rows<'a>(
                 column(&prepared.forms, |(_, case_ids)| case_ids.as_str()),
                 column(&prepared.forms, |(document, _)| document.as_slice()),
                 column(forms, |f| first.stamp_at(f.place)),
+                column(forms, |f| document_shard(f.id.as_str())),
             ],
         ));
     }
@@ -255,12 +289,15 @@ pub(super) fn form_rows<'a>(
                 column(files, |f| f.attachment.key.to_string()),
                 column(files, |f| f.attachment.content_type.as_deref()),
                 column(files, |f| length(f.attachment.length)),
+                column(files, |f| document_shard(f.form_id.as_str())),
             ],
         ));
     }
     let edits = || moves.iter().filter(|m| m.edited_by.is_some());
     if edits().next().is_some() {
-        rows.push((CARRY_ATTACHMENTS, vec![column(edits(), |m| m.from.as_str()), column(edits(), |m| m.to.as_str())]));
+        let shard = || column(edits(), |m| document_shard(m.from.as_str()));
+        let carried = vec![column(edits(), |m| m.from.as_str()), column(edits(), |m| m.to.as_str()), shard()];
+        rows.push((CARRY_ATTACHMENTS, carried));
         rows.push((
             ADD_EDITS,
             vec![
@@ -268,6 +305,7 @@ pub(super) fn form_rows<'a>(
                 column(edits(), |m| m.domain.as_str()),
                 column(edits(), |m| m.edited_by.as_deref()),
                 column(edits(), |m| m.at),
+                shard(),
             ],
         ));
     }
@@ -313,13 +351,18 @@ pub(super) fn case_rows<'a>(rows: &mut Vec<Rows<'a>>, world: &'a World, prepared
                 column(cases, |c| c.xform_ids.as_str()),
                 column(cases, |c| first.stamp_at(c.place)),
                 column(cases, |c| c.attachments.as_str()),
+                column(cases, |c| document_shard(c.case.case_id.as_str())),
             ],
         ));
     }
     index_rows(rows, world);
     let removed = &world.changes.removed;
     if !removed.is_empty() {
-        let columns = vec![column(removed, |(case, _)| case.as_str()), column(removed, |(_, form)| form.as_str())];
+        let columns = vec![
+            column(removed, |(case, _)| case.as_str()),
+            column(removed, |(_, form)| form.as_str()),
+            column(removed, |(case, _)| document_shard(case.as_str())),
+        ];
         rows.push((REMOVE_TRANSACTIONS, columns));
     }
     let transactions = &world.changes.transactions;
@@ -337,6 +380,8 @@ pub(super) fn case_rows<'a>(rows: &mut Vec<Rows<'a>>, world: &'a World, prepared
                 column(transactions, |t| t.details.as_deref()),
                 column(transactions, |t| t.blocks.as_deref()),
                 column(transactions, |t| first.stamp_at(t.place)),
+                column(transactions, |t| document_shard(t.case_id.as_str())),
+                column(transactions, |t| t.form_id.as_ref().map(|id| document_shard(id.as_str()))),
             ],
         ));
     }
@@ -348,6 +393,7 @@ pub(super) fn case_rows<'a>(rows: &mut Vec<Rows<'a>>, world: &'a World, prepared
                 column(revoked, |(case, _, _)| case.as_str()),
                 column(revoked, |(_, form, _)| form.as_str()),
                 column(revoked, |(_, _, revoked)| *revoked),
+                column(revoked, |(case, _, _)| document_shard(case.as_str())),
             ],
         ));
     }
@@ -379,6 +425,7 @@ pub(super) fn form_change_rows<'a>(
             column(changed, |c| c.at),
             column(&prepared.form_changes, |(document, _)| document.as_slice()),
             column(changed, |c| first.stamp_at(c.place)),
+            column(changed, |c| document_shard(c.id.as_str())),
         ],
     ));
     let done = || changed.iter().filter_map(|change| Some((change, change.operation.as_ref()?)));
@@ -391,6 +438,7 @@ pub(super) fn form_change_rows<'a>(
                 column(done(), |(_, (name, _))| *name),
                 column(done(), |(_, (_, by))| by.as_str()),
                 column(done(), |(change, _)| change.at),
+                column(done(), |(change, _)| document_shard(change.id.as_str())),
             ],
         ));
     }
@@ -404,10 +452,12 @@ pub(super) fn purge_rows<'a>(rows: &mut Vec<Rows<'a>>, changes: &'a Changes) {
     }
     let forms = || purged.iter().flat_map(|purge| purge.forms.iter().map(move |form| (purge, form)));
     for sql in PURGE_FORMS {
-        rows.push((sql, vec![column(forms(), |(_, form)| form.as_str())]));
+        let shard = column(forms(), |(_, form)| document_shard(form.as_str()));
+        rows.push((sql, vec![column(forms(), |(_, form)| form.as_str()), shard]));
     }
     for sql in PURGE_CASES {
-        rows.push((sql, vec![column(purged, |purge| purge.case_id.as_str())]));
+        let shard = column(purged, |purge| document_shard(purge.case_id.as_str()));
+        rows.push((sql, vec![column(purged, |purge| purge.case_id.as_str()), shard]));
     }
     let all = || {
         let cases = purged.iter().map(|purge| ("case", purge.case_id.as_str(), purge));
@@ -432,29 +482,37 @@ pub(super) fn ledger_rows<'a>(rows: &mut Vec<Rows<'a>>, changes: &'a Changes, fi
             column(ledgers.to_vec(), |key| key.entry_id.as_str()),
         ]
     };
+    let shard = |ledgers: &[&'a LedgerKey]| column(ledgers.to_vec(), |key| document_shard(key.case_id.as_str()));
     let kept: Vec<_> = changes.ledgers.iter().filter_map(|(key, w)| Some((key, w, w.value.as_ref()?))).collect();
     if !kept.is_empty() {
-        let mut columns = keys(&kept.iter().map(|(key, _, _)| *key).collect::<Vec<_>>());
+        let of: Vec<_> = kept.iter().map(|(key, _, _)| *key).collect();
+        let mut columns = keys(&of);
         columns.extend([
             column(&kept, |(_, write, _)| write.domain.as_str()),
             column(&kept, |(_, _, value)| value.balance),
             column(&kept, |(_, _, value)| value.last_modified),
             column(&kept, |(_, _, value)| value.last_form_id.as_ref().map(FormId::as_str)),
             column(&kept, |(_, write, _)| first.stamp_at(write.place)),
+            shard(&of),
         ]);
         rows.push((PUT_LEDGERS, columns));
     }
     let gone: Vec<_> = changes.ledgers.iter().filter(|(_, write)| write.value.is_none()).map(|(key, _)| key).collect();
     if !gone.is_empty() {
-        rows.push((DELETE_LEDGERS, keys(&gone)));
+        let mut columns = keys(&gone);
+        columns.push(shard(&gone));
+        rows.push((DELETE_LEDGERS, columns));
     }
     let rewritten: Vec<_> = changes.ledgers_rewritten.iter().collect();
     if !rewritten.is_empty() {
-        rows.push((CLEAR_LEDGER_ROWS, keys(&rewritten)));
+        let mut columns = keys(&rewritten);
+        columns.push(shard(&rewritten));
+        rows.push((CLEAR_LEDGER_ROWS, columns));
     }
     let written = &changes.ledger_rows;
     if !written.is_empty() {
-        let mut columns = keys(&written.iter().map(|write| &write.row.key).collect::<Vec<_>>());
+        let of: Vec<_> = written.iter().map(|write| &write.row.key).collect();
+        let mut columns = keys(&of);
         columns.extend([
             column(written, |w| w.domain.as_str()),
             column(written, |w| w.row.form_id.as_str()),
@@ -467,6 +525,7 @@ pub(super) fn ledger_rows<'a>(rows: &mut Vec<Rows<'a>>, changes: &'a Changes, fi
             column(written, |w| w.row.user_defined_type.as_deref()),
             column(written, |w| first.stamp_at(w.place)),
             column(written, |w| w.row.number),
+            shard(&of),
         ]);
         rows.push((PUT_LEDGER_ROWS, columns));
     }
@@ -477,7 +536,8 @@ fn index_rows<'a>(rows: &mut Vec<Rows<'a>>, world: &'a World) {
     if changed.is_empty() {
         return;
     }
-    rows.push((CLEAR_INDICES, vec![column(&world.changes.indices, CaseId::as_str)]));
+    let shard = column(&world.changes.indices, |id| document_shard(id.as_str()));
+    rows.push((CLEAR_INDICES, vec![column(&world.changes.indices, CaseId::as_str), shard]));
     let all: Vec<(&CaseState, i32, &CaseIndexState)> = changed
         .into_iter()
         .flat_map(|case| (0..).zip(&case.indices).map(move |(place, index)| (case, place, index)))
@@ -492,6 +552,8 @@ fn index_rows<'a>(rows: &mut Vec<Rows<'a>>, world: &'a World) {
             column(&all, |(_, _, index)| index.referenced_id.as_str()),
             column(&all, |(_, _, index)| index.referenced_type.as_str()),
             column(&all, |(_, _, index)| index.relationship.name()),
+            column(&all, |(case, _, _)| document_shard(case.case_id.as_str())),
+            column(&all, |(_, _, index)| document_shard(index.referenced_id.as_str())),
         ],
     ));
 }

@@ -27,7 +27,7 @@ use udf::{
 
 use crate::{
     table::TableWriter,
-    view::{Command, Instance, Logic, RowLogic, ViewNo, case_documents, form_documents, view_errors},
+    view::{Command, DOCUMENT_TABLES, Instance, Logic, RowLogic, ViewNo, documents, view_errors},
 };
 
 /// A `system.view_errors` without rows.
@@ -77,24 +77,20 @@ pub(crate) struct Catalog {
     published: HashMap<DomainId, Arc<DomainTables>>,
 }
 
-/// Ids of the built-in views; they have no definition document and cannot be dropped.
-const BUILT_IN: [(&str, DocKind); 2] = [("case_documents", DocKind::Case), ("form_documents", DocKind::Form)];
-
 impl Catalog {
-    /// Installs the built-in views of a domain that is seen for the first time.
+    /// Installs the built-in views of a domain that is seen for the first time. They have no definition document and cannot be
+    /// dropped.
     pub(crate) fn domain(&mut self, domain: &DomainId) -> Vec<Command> {
         if self.published.contains_key(domain) {
             return Vec::new();
         }
         self.published.insert(domain.clone(), Arc::default());
         let mut commands = Vec::new();
-        for (id, kind) in BUILT_IN {
-            let (logic, schema) = match kind {
-                DocKind::Case => (RowLogic::CaseDocuments, case_documents()),
-                _ => (RowLogic::FormDocuments, form_documents()),
-            };
+        for (id, kind) in DOCUMENT_TABLES {
+            let schema = documents(kind);
             let stamp_column = schema.position("indexed_on");
-            let no = self.install(domain, id, Logic::Rows(logic), Arc::new(schema), stamp_column, &mut commands);
+            let logic = Logic::Rows(RowLogic::Documents(kind));
+            let no = self.install(domain, id, logic, Arc::new(schema), stamp_column, &mut commands);
             let definition = Definition { building: Some(no), ..Definition::default() };
             self.definitions.insert((domain.clone(), kind, id.to_owned()), definition);
         }
@@ -469,7 +465,7 @@ fn names(instance: &Instance) -> Vec<TableName> {
             }
             names
         }
-        Logic::Rows(RowLogic::CaseDocuments | RowLogic::FormDocuments) => vec![TableName::new("system", &instance.id)],
+        Logic::Rows(RowLogic::Documents(_)) => vec![TableName::new("system", &instance.id)],
         Logic::Groups { .. } => vec![TableName::new("views", &instance.id)],
     }
 }

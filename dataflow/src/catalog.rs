@@ -3,7 +3,8 @@
 //! In:  definition documents (put and deleted), and reports of builds that ended. Out: [`Command`]s for the workers, and
 //! the names under which finished tables are published.
 //!
-//! A changed definition is a new instance beside the published one. Aggregate views over a data source that is being
+//! A changed definition is a new instance beside the published one; so is a data source whose domain has changed a named
+//! expression or filter that it uses. Aggregate views over a data source that is being
 //! replaced are built again on its new instance, and all of them take the old ones' place in one tick.
 
 use std::{
@@ -21,7 +22,7 @@ use schemas::{
 };
 use serde_json::Value;
 use udf::{
-    DataSource,
+    DataSource, NameKind, Registry,
     aggregate_view::{AggregateView, UPDATED_AT},
 };
 
@@ -67,6 +68,8 @@ struct Errors {
 #[derive(Default)]
 pub(crate) struct Catalog {
     definitions: BTreeMap<DefinitionKey, Definition>,
+    /// Named expressions and filters of each domain.
+    registries: HashMap<DomainId, Registry>,
     instances: HashMap<ViewNo, Installed>,
     errors: HashMap<DomainId, Errors>,
     last: u32,
@@ -125,7 +128,7 @@ impl Catalog {
         no
     }
 
-    /// Takes in a definition document; `None` drops the view.
+    /// Takes in a definition document; `None` drops the view or the name.
     pub(crate) fn define(
         &mut self,
         domain: &DomainId,
@@ -134,6 +137,10 @@ impl Catalog {
         document: Option<&str>,
     ) -> Vec<Command> {
         let mut commands = self.domain(domain);
+        if let Some(kind) = NameKind::of(kind) {
+            self.name(domain, kind, id, document, &mut commands);
+            return commands;
+        }
         let key = (domain.clone(), kind, id.to_owned());
         let Some(text) = document else {
             self.drop_view(&key, &mut commands);
@@ -150,10 +157,44 @@ impl Catalog {
         commands
     }
 
+    /// Takes in a named expression or filter. The data sources that use it are built again, and those that could not be
+    /// compiled are tried again.
+    fn name(
+        &mut self,
+        domain: &DomainId,
+        kind: NameKind,
+        name: &str,
+        document: Option<&str>,
+        commands: &mut Vec<Command>,
+    ) {
+        let registry = self.registries.entry(domain.clone()).or_default();
+        let changed = match document {
+            Some(text) => registry.put(kind, name, &serde_json::from_str(text).unwrap_or_default()),
+            None => registry.remove(kind, name),
+        };
+        if !changed {
+            return;
+        }
+        let uses = |no: ViewNo| {
+            let logic = self.instances.get(&no).map(|installed| &installed.instance.logic);
+            matches!(logic, Some(Logic::Rows(RowLogic::Source(source))) if source.uses(kind, name))
+        };
+        let concerned = self.definitions.iter().filter(|((of, kind, _), definition)| {
+            let newest = definition.building.or(definition.live);
+            of == domain && *kind == DocKind::DataSource && (definition.failed.is_some() || newest.is_some_and(uses))
+        });
+        let concerned: Vec<DefinitionKey> = concerned.map(|(key, _)| key.clone()).collect();
+        for key in concerned {
+            self.dirty.insert(domain.clone());
+            self.build_source(&key, commands);
+        }
+    }
+
     fn build_source(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
         let (domain, _, id) = key;
         let Some(document) = self.definitions.get(key).map(|definition| definition.document.clone()) else { return };
-        let built = match DataSource::compile(&document) {
+        let named = self.registries.entry(domain.clone()).or_default();
+        let built = match DataSource::compile_in(&document, named) {
             Ok(source) if source.is_deactivated() => {
                 self.drop_instances(key, "it is deactivated", commands);
                 return;

@@ -145,7 +145,11 @@ pub(crate) fn documents(kind: DocKind) -> TableSchema {
         DocKind::Group | DocKind::Application => vec![text("name")],
         DocKind::LookupTable => vec![text("tag")],
         DocKind::LookupRow => vec![text("data_type_id"), number("sort_key")],
-        DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => Vec::new(),
+        DocKind::Ledger
+        | DocKind::DataSource
+        | DocKind::AggregateView
+        | DocKind::NamedExpression
+        | DocKind::NamedFilter => Vec::new(),
     };
     let mut columns = vec![Column::required("doc_id", ColumnType::Text)];
     columns.extend(properties);

@@ -17,6 +17,7 @@ mod directory;
 mod forms_contract;
 mod import;
 mod manifests;
+mod names;
 #[path = "../oracle/oracle.rs"]
 mod oracle;
 mod pipeline;

@@ -60,9 +60,13 @@ fn apply_one(
                 DocKind::LocationType | DocKind::Group | DocKind::LookupTable | DocKind::Application => {
                     checked(domain, change.kind, &change.id, before, fields)?
                 }
-                DocKind::Form | DocKind::Case | DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => {
-                    fields.clone()
-                }
+                DocKind::Form
+                | DocKind::Case
+                | DocKind::Ledger
+                | DocKind::DataSource
+                | DocKind::AggregateView
+                | DocKind::NamedExpression
+                | DocKind::NamedFilter => fields.clone(),
             })
         }
     };
@@ -104,6 +108,7 @@ pub(crate) const fn doc_type(kind: DocKind) -> &'static str {
         DocKind::Application => "Application",
         DocKind::DataSource => "DataSourceConfiguration",
         DocKind::AggregateView => "AggregateView",
+        DocKind::NamedExpression | DocKind::NamedFilter => "UCRExpression",
         DocKind::Form => "XFormInstance",
         DocKind::Case => "CommCareCase",
         DocKind::Ledger => super::ledger::DOC_TYPE,
@@ -121,6 +126,8 @@ const fn noun(kind: DocKind) -> &'static str {
         DocKind::Application => "application",
         DocKind::DataSource => "data source",
         DocKind::AggregateView => "view",
+        DocKind::NamedExpression => "named expression",
+        DocKind::NamedFilter => "named filter",
         DocKind::Form => "form",
         DocKind::Case => "case",
         DocKind::Ledger => "ledger",

@@ -19,6 +19,11 @@ mod manifests;
 #[path = "../oracle/oracle.rs"]
 mod oracle;
 mod pipeline;
+#[allow(dead_code, reason = "shared with the tests of ingest, which use all of it")]
+#[path = "../postgres/postgres.rs"]
+mod postgres;
 mod relay;
 mod server;
+mod shards;
+mod whole;
 mod workload;

@@ -16,9 +16,12 @@ mod crash;
 mod forms_contract;
 mod import;
 mod manifests;
+mod objects;
 #[path = "../oracle/oracle.rs"]
 mod oracle;
 mod pipeline;
 mod relay;
+#[path = "../s3/store.rs"]
+mod s3;
 mod server;
 mod workload;

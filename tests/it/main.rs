@@ -13,6 +13,7 @@ mod bench;
 #[path = "../kafka/broker.rs"]
 mod broker;
 mod crash;
+mod feeds;
 mod forms_contract;
 mod import;
 mod manifests;

@@ -125,8 +125,7 @@ impl Ingest {
         let auth =
             AccountAuthenticator::open(databases.clone(), Arc::clone(&domains), Arc::clone(&clock), &config).await?;
         let auth = Arc::new(auth);
-        let directory = config.blob_directory.clone();
-        let blobs = Blobs::new(blobs, databases.clone(), Arc::clone(&domains), directory, Arc::clone(&clock), metrics);
+        let blobs = Blobs::new(blobs, databases.clone(), Arc::clone(&domains), Arc::clone(&clock), metrics);
         let delay = Duration::from_millis(config.mover_delay_ms);
         for database in databases.all() {
             tasks.spawn(blobs.clone().run_mover(database.pool.clone(), delay, stop.clone()));

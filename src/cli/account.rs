@@ -313,7 +313,7 @@ impl Store {
     pub(super) async fn open(args: &ConfigArgs) -> anyhow::Result<Self> {
         let databases = Databases::reach(args).await?;
         let config = &databases.config;
-        let blobs = objects::open(&config.objects_dir().map_err(anyhow::Error::msg)?)?;
+        let blobs = objects::open(config)?;
         let ingest = assemble::open_ingest(config.ingest.clone(), blobs).await?;
         Ok(Self { accounts: ingest.accounts(), ingest, databases })
     }

@@ -13,9 +13,11 @@ mod bench;
 #[path = "../kafka/broker.rs"]
 mod broker;
 mod crash;
+mod feeds;
 mod forms_contract;
 mod import;
 mod manifests;
+mod objects;
 #[path = "../oracle/oracle.rs"]
 mod oracle;
 mod pipeline;
@@ -23,6 +25,8 @@ mod pipeline;
 #[path = "../postgres/postgres.rs"]
 mod postgres;
 mod relay;
+#[path = "../s3/store.rs"]
+mod s3;
 mod server;
 mod shards;
 mod whole;

@@ -120,8 +120,10 @@ pub(crate) fn directory() -> tempfile::TempDir {
 /// The command that runs the binary, without settings from this process's environment.
 pub(crate) fn millrace() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MILLRACE_")) {
-        command.env_remove(name);
+    for (name, _) in std::env::vars_os() {
+        if ["MILLRACE_", "AWS_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
     }
     command.stdin(Stdio::null());
     command
@@ -247,9 +249,8 @@ impl Server {
         if options.split {
             let home = server.front.home.join("reader");
             std::fs::create_dir(&home).unwrap();
-            let url = format!("host='{}' user=millrace dbname=millrace", server.socket().display());
             let mut options = options.clone();
-            options.settings.push(format!("ingest.database_url = {url:?}"));
+            options.settings.push(format!("ingest.database_url = {:?}", server.database_url()));
             configure(&home, &options);
             let mut reader = Process::spawn(&home, "dataflow,query");
             reader.ready(&server.client).await;
@@ -304,6 +305,11 @@ impl Server {
         signal("TERM", self.pid());
         let child = &mut self.front.child;
         eventually("the server's end", async || child.try_wait().unwrap().ok_or_else(|| "it runs".to_owned())).await
+    }
+
+    /// The private Postgres as other processes name it.
+    pub(crate) fn database_url(&self) -> String {
+        format!("host='{}' user=millrace dbname=millrace", self.socket().display())
     }
 
     fn socket(&self) -> PathBuf {

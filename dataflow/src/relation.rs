@@ -148,7 +148,9 @@ pub(crate) fn contributions(key: &DocKey, version: Option<&Version>) -> Vec<Rela
         | DocKind::LookupRow
         | DocKind::Application
         | DocKind::DataSource
-        | DocKind::AggregateView => {}
+        | DocKind::AggregateView
+        | DocKind::NamedExpression
+        | DocKind::NamedFilter => {}
     }
     found.sort_unstable();
     found.dedup();

@@ -56,7 +56,7 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Directory(DocKind::Location),
         Self::Directory(DocKind::User),
         Self::Directory(DocKind::LocationType),
@@ -64,6 +64,8 @@ impl Part {
         Self::Directory(DocKind::LookupTable),
         Self::Directory(DocKind::LookupRow),
         Self::Directory(DocKind::Application),
+        Self::Directory(DocKind::NamedExpression),
+        Self::Directory(DocKind::NamedFilter),
         Self::Directory(DocKind::DataSource),
         Self::Directory(DocKind::AggregateView),
         Self::Ledgers,

@@ -18,6 +18,7 @@ pub mod error;
 mod http;
 mod metrics;
 mod rate;
+mod registry;
 pub mod restore;
 mod shard;
 mod store;

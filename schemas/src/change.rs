@@ -38,11 +38,15 @@ pub enum DocKind {
     DataSource,
     /// The definition of an aggregate view.
     AggregateView,
+    /// An expression that the data sources of the domain may use by name.
+    NamedExpression,
+    /// A filter that the data sources of the domain may use by name.
+    NamedFilter,
 }
 
 impl DocKind {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Form,
         Self::Case,
         Self::Ledger,
@@ -55,6 +59,8 @@ impl DocKind {
         Self::Application,
         Self::DataSource,
         Self::AggregateView,
+        Self::NamedExpression,
+        Self::NamedFilter,
     ];
 
     /// The kind's name in the log and in Postgres.
@@ -73,6 +79,8 @@ impl DocKind {
             Self::Application => "application",
             Self::DataSource => "data_source",
             Self::AggregateView => "aggregate_view",
+            Self::NamedExpression => "named_expression",
+            Self::NamedFilter => "named_filter",
         }
     }
 
@@ -94,8 +102,14 @@ impl DocKind {
             Self::Group => Some("group"),
             Self::Application => Some("app"),
             Self::LocationType | Self::LookupTable | Self::LookupRow => Some("meta"),
-            Self::DataSource | Self::AggregateView => None,
+            Self::DataSource | Self::AggregateView | Self::NamedExpression | Self::NamedFilter => None,
         }
+    }
+
+    /// True of what says how views are made, rather than what they are made of.
+    #[must_use]
+    pub const fn is_definition(self) -> bool {
+        matches!(self, Self::DataSource | Self::AggregateView | Self::NamedExpression | Self::NamedFilter)
     }
 }
 

@@ -13,10 +13,12 @@ mod bench;
 #[path = "../kafka/broker.rs"]
 mod broker;
 mod crash;
+mod directory;
 mod feeds;
 mod forms_contract;
 mod import;
 mod manifests;
+mod names;
 mod objects;
 #[path = "../oracle/oracle.rs"]
 mod oracle;

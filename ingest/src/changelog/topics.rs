@@ -160,9 +160,13 @@ impl<'a> ChangeMeta<'a> {
             DocKind::LookupTable | DocKind::LookupRow => ("couch", LOOKUP_DATABASE),
             DocKind::LocationType => ("couch", OTHER_DATABASE),
             DocKind::Ledger => ("sql", LEDGER_SOURCE),
-            DocKind::Form | DocKind::Case | DocKind::Location | DocKind::DataSource | DocKind::AggregateView => {
-                ("sql", feed)
-            }
+            DocKind::Form
+            | DocKind::Case
+            | DocKind::Location
+            | DocKind::DataSource
+            | DocKind::AggregateView
+            | DocKind::NamedExpression
+            | DocKind::NamedFilter => ("sql", feed),
         };
         let meta = Self {
             document_id: document.id.as_str(),

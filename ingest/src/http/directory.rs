@@ -260,18 +260,19 @@ async fn store(
 
 /// What became of every row of an import.
 #[derive(Debug, Default)]
-struct Report {
+pub(super) struct Report {
     created: usize,
     updated: usize,
     failed: usize,
     rows: Vec<Value>,
-    position: Option<Position>,
+    /// Where what was taken is in the log.
+    pub(super) position: Option<Position>,
     /// Status of a failure that is not the rows' own.
     overload: Option<StatusCode>,
 }
 
 impl Report {
-    fn accepted(&mut self, number: usize, id: &DocId, written: Written) {
+    pub(super) fn accepted(&mut self, number: usize, id: &DocId, written: Written) {
         let status = match written {
             Written::Created => {
                 self.created += 1;
@@ -285,7 +286,7 @@ impl Report {
         self.rows.push(json!({"row": number, "id": id, "status": status}));
     }
 
-    fn refused(&mut self, number: usize, id: Option<&DocId>, error: &WriteError) {
+    pub(super) fn refused(&mut self, number: usize, id: Option<&DocId>, error: &WriteError) {
         self.failed += 1;
         if matches!(error, WriteError::Busy | WriteError::Unavailable | WriteError::Stopping) {
             use schemas::error::Classify;
@@ -295,7 +296,7 @@ impl Report {
     }
 
     /// 200 if any row was taken; what failed is in the report.
-    fn response(self) -> Response {
+    pub(super) fn response(self) -> Response {
         let taken = self.created + self.updated;
         let status = match self.overload {
             Some(status) if taken == 0 => status,

@@ -45,6 +45,8 @@ const fn in_common(kind: DocKind) -> Option<Statements> {
         DocKind::LookupTable => common!("lookup_table"),
         DocKind::LookupRow => common!("lookup_row"),
         DocKind::Application => common!("application"),
+        DocKind::NamedExpression => common!("named_expression"),
+        DocKind::NamedFilter => common!("named_filter"),
         _ => return None,
     })
 }

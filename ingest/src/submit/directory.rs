@@ -11,24 +11,18 @@ use schemas::{
 };
 use serde_json::{Map, Value, value::to_raw_value};
 
+pub(crate) use schemas::id::{WORKER_SUFFIX, worker_login};
+
 use super::{
     Action, DirectoryChange, DirectoryWrite, Presence, Written,
     world::{AccountWrite, DirectoryRow, Login, RecordDraft, World},
 };
 use crate::{auth::digest::stored_hash, error::WriteError};
 
-/// What a mobile worker's name ends with when it is sent in full.
-pub(crate) const WORKER_SUFFIX: &str = ".commcarehq.org";
 /// Longest user name, in characters.
 const NAME_CHARS: usize = 128;
 /// Fields of request bodies that are no part of a document: what the server derives, and the secret.
 const NOT_STORED: [&str; 5] = ["id", "password", "resource_uri", "domain", "doc_type"];
-
-/// A mobile worker's name in full: `name@domain.commcarehq.org`, however it was written.
-pub(crate) fn worker_login(name: &str, domain: &DomainId) -> String {
-    let short = name.split('@').next().unwrap_or_default();
-    format!("{short}@{domain}{WORKER_SUFFIX}")
-}
 
 /// Applies the changes of one request. Returns what became of each, and the index of its record if any was accepted.
 pub(crate) fn apply(world: &mut World, write: &DirectoryWrite) -> (Vec<Result<Written, WriteError>>, Option<usize>) {
@@ -66,9 +60,13 @@ fn apply_one(
                 DocKind::LocationType | DocKind::Group | DocKind::LookupTable | DocKind::Application => {
                     checked(domain, change.kind, &change.id, before, fields)?
                 }
-                DocKind::Form | DocKind::Case | DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => {
-                    fields.clone()
-                }
+                DocKind::Form
+                | DocKind::Case
+                | DocKind::Ledger
+                | DocKind::DataSource
+                | DocKind::AggregateView
+                | DocKind::NamedExpression
+                | DocKind::NamedFilter => fields.clone(),
             })
         }
     };
@@ -110,6 +108,7 @@ pub(crate) const fn doc_type(kind: DocKind) -> &'static str {
         DocKind::Application => "Application",
         DocKind::DataSource => "DataSourceConfiguration",
         DocKind::AggregateView => "AggregateView",
+        DocKind::NamedExpression | DocKind::NamedFilter => "UCRExpression",
         DocKind::Form => "XFormInstance",
         DocKind::Case => "CommCareCase",
         DocKind::Ledger => super::ledger::DOC_TYPE,
@@ -127,6 +126,8 @@ const fn noun(kind: DocKind) -> &'static str {
         DocKind::Application => "application",
         DocKind::DataSource => "data source",
         DocKind::AggregateView => "view",
+        DocKind::NamedExpression => "named expression",
+        DocKind::NamedFilter => "named filter",
         DocKind::Form => "form",
         DocKind::Case => "case",
         DocKind::Ledger => "ledger",
@@ -197,9 +198,12 @@ fn location(
     fields: &Map<String, Value>,
 ) -> Result<Map<String, Value>, WriteError> {
     let mut sent = fields.clone();
-    for (other, name) in
-        [("parent", "parent_id"), ("parent_location_id", "parent_id"), ("location_type_code", "location_type")]
-    {
+    for (other, name) in [
+        ("parent", "parent_id"),
+        ("parent_location_id", "parent_id"),
+        ("location_type_code", "location_type"),
+        ("location_data", "metadata"),
+    ] {
         if let Some(value) = sent.shift_remove(other) {
             sent.entry(name).or_insert(value);
         }
@@ -216,6 +220,9 @@ fn location(
     }
     for name in ["name", "site_code", "external_id"] {
         text(&sent, name)?;
+    }
+    if sent.get("metadata").is_some_and(|value| !value.is_object()) {
+        return Err(invalid("location_data", "an object"));
     }
     if sent.get("is_archived").is_some_and(|value| !value.is_boolean()) {
         return Err(invalid("is_archived", "true or false"));

@@ -80,7 +80,12 @@ impl Related for Store {
             DocKind::LookupTable => "FixtureDataType",
             DocKind::LookupRow => "FixtureDataItem",
             DocKind::Application => "Application",
-            DocKind::LocationType | DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => "none",
+            DocKind::LocationType
+            | DocKind::Ledger
+            | DocKind::DataSource
+            | DocKind::AggregateView
+            | DocKind::NamedExpression
+            | DocKind::NamedFilter => "none",
         };
         match relation {
             Relation::Document(of) => self.document(key, kind(of)).into_iter().collect(),

@@ -155,7 +155,7 @@ impl<'a> ChangeMeta<'a> {
             return None;
         }
         let (data_source_type, data_source_name) = match document.kind {
-            DocKind::User | DocKind::Group => ("couch", WORKER_DATABASE),
+            DocKind::User | DocKind::WebUser | DocKind::Group => ("couch", WORKER_DATABASE),
             DocKind::Application => ("couch", APPLICATION_DATABASE),
             DocKind::LookupTable | DocKind::LookupRow => ("couch", LOOKUP_DATABASE),
             DocKind::LocationType => ("couch", OTHER_DATABASE),

@@ -39,7 +39,7 @@ pub(crate) struct Parts {
 /// # Errors
 /// What could not be started; whatever had been started is stopped again.
 pub(crate) async fn build(config: &Config) -> anyhow::Result<Parts> {
-    let blobs = objects::open(&config.objects_dir().map_err(anyhow::Error::msg)?)?;
+    let blobs = objects::open_tried(config).await?;
     let mut ingest_config = config.ingest.clone();
     let postgres = match config.embedded_postgres() {
         true => {

@@ -6,13 +6,14 @@
 
 pub(crate) mod example;
 mod merge;
+mod secret;
 
 use std::{fmt, net::SocketAddr, path::Path, path::PathBuf};
 
-use schemas::id::DomainId;
+use schemas::{id::DomainId, port::Secret};
 use serde::{Deserialize, Serialize};
 
-use crate::status::Audience;
+use crate::{objects::Place, status::Audience};
 
 /// Settings of the whole program.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,8 +82,29 @@ pub(crate) struct PostgresConfig {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ObjectsConfig {
-    /// A directory as `file:///absolute/path`. Empty: `objects` in the data directory.
+    /// `file:///absolute/path` for a directory; `s3://bucket/prefix` for a bucket of Amazon S3 or of a store that speaks its
+    /// protocol. Empty: `objects` in the data directory.
     pub(crate) url: String,
+    /// Reaching the bucket. What is empty comes from the variables AWS_REGION, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and so on;
+    /// without any access key, from the role of this machine.
+    pub(crate) s3: S3Config,
+}
+
+/// Reaching a bucket.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct S3Config {
+    /// URL of the store, if it is not Amazon's: `https://objects.example.org`.
+    pub(crate) endpoint: String,
+    /// Region of the bucket.
+    pub(crate) region: String,
+    /// Allow an endpoint without TLS. Forms and attachments then cross the network in the clear.
+    pub(crate) allow_http: bool,
+    /// Access key.
+    pub(crate) access_key_id: String,
+    /// Secret of the access key. A file that holds it must not be readable by others; the environment may be better.
+    #[serde(with = "secret")]
+    pub(crate) secret_access_key: Secret,
 }
 
 /// Apache Kafka.
@@ -234,20 +256,14 @@ impl Config {
         if self.domain.is_empty() { Ok(None) } else { DomainId::new(&self.domain).map(Some) }
     }
 
-    /// The directory that holds raw forms and attachments.
+    /// Where raw forms and attachments lie.
     ///
     /// # Errors
-    /// The URL is not one of a directory; the text says what was expected.
-    pub(crate) fn objects_dir(&self) -> Result<PathBuf, String> {
-        let url = self.objects.url.as_str();
-        if url.is_empty() {
-            return Ok(self.data_dir.join("objects"));
-        }
-        match url.strip_prefix("file://") {
-            Some(path) if path.starts_with('/') => Ok(PathBuf::from(path)),
-            _ => Err(format!(
-                "`{url}` is not the URL of a directory (expected `file:///absolute/path`; this release keeps objects in files only)"
-            )),
+    /// The URL is not one of a directory or a bucket; the text says what was expected.
+    pub(crate) fn objects_place(&self) -> Result<Place, String> {
+        match self.objects.url.as_str() {
+            "" => Ok(Place::Directory(self.data_dir.join("objects"))),
+            url => Place::parse(url),
         }
     }
 
@@ -266,8 +282,13 @@ impl Config {
         if self.roles.has(Role::Query) && !self.roles.has(Role::Dataflow) {
             add("roles", "\"query\" needs \"dataflow\" in the same process".to_owned());
         }
-        if let Err(message) = self.objects_dir() {
-            add("objects.url", message);
+        match self.objects_place() {
+            Ok(place) => {
+                for (key, message) in self.objects.s3.problems(&place) {
+                    add(key, message);
+                }
+            }
+            Err(message) => add("objects.url", message),
         }
         for broker in &self.kafka.brokers {
             let port = broker.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
@@ -283,6 +304,36 @@ impl Config {
         }
         if self.listen.http == self.listen.postgres && self.listen.http.port() != 0 {
             add("listen.postgres", format!("{} is already taken by listen.http", self.listen.http));
+        }
+        found
+    }
+}
+
+impl S3Config {
+    /// Problems with reaching that place.
+    fn problems(&self, place: &Place) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        let Secret(secret) = &self.secret_access_key;
+        if matches!(place, Place::Directory(_)) && !(self.endpoint.is_empty() && self.access_key_id.is_empty()) {
+            found.push(("objects.url", "names no bucket, but [objects.s3] is set".to_owned()));
+        }
+        match self.endpoint.split_once("://") {
+            Some(("http", _)) if !self.allow_http => found.push((
+                "objects.s3.endpoint",
+                format!("`{}` has no TLS (set `objects.s3.allow_http` if that is meant)", self.endpoint),
+            )),
+            Some(("http" | "https", host)) if !host.is_empty() => {}
+            _ if self.endpoint.is_empty() => {}
+            _ => found.push((
+                "objects.s3.endpoint",
+                format!("`{}` is not the URL of a store (expected `https://host:port`)", self.endpoint),
+            )),
+        }
+        if self.access_key_id.is_empty() && !secret.is_empty() {
+            found.push(("objects.s3.access_key_id", "is missing beside its secret".to_owned()));
+        }
+        if !self.access_key_id.is_empty() && secret.is_empty() {
+            found.push(("objects.s3.secret_access_key", "is missing beside its access key".to_owned()));
         }
         found
     }
@@ -366,7 +417,7 @@ mod tests {
     fn every_problem_is_named_at_once() {
         let error = loaded(
             "domain = \"Not A Domain\"\nspeed = 3\n[listen]\nhttp = \"nowhere\"\n[log]\nformat = \"xml\"\nfiltre = \"info\"\n\
-             [kafka]\nbrokers = [\"localhost\"]\n[objects]\nurl = \"s3://bucket\"\n[ingest]\nlanes = \"many\"\n",
+             [kafka]\nbrokers = [\"localhost\"]\n[objects]\nurl = \"gs://bucket\"\n[ingest]\nlanes = \"many\"\n",
         )
         .unwrap_err();
         let text = error.to_string();
@@ -389,6 +440,31 @@ mod tests {
     fn text_that_is_no_toml_is_named_with_its_place() {
         let text = loaded("[listen\n").unwrap_err().to_string();
         assert!(text.contains("line 1"), "{text}");
+    }
+
+    #[test]
+    fn buckets_are_reached_with_whole_keys_and_with_tls() {
+        let s3 = "[objects]\nurl = \"s3://forms\"\n[objects.s3]\nendpoint = \"http://store:9000\"\n";
+        let text = loaded(&format!("{s3}access_key_id = \"key\"\n")).unwrap_err().to_string();
+        for key in ["objects.s3.endpoint:", "objects.s3.secret_access_key:"] {
+            assert!(text.contains(&format!("\n  {key}")), "{key} is missing from {text}");
+        }
+        loaded(&format!("{s3}access_key_id = \"key\"\nsecret_access_key = \"hunter2\"\nallow_http = true\n")).unwrap();
+        let text = loaded("[objects.s3]\nendpoint = \"https://store\"\n").unwrap_err().to_string();
+        assert!(text.contains("\n  objects.url:"), "{text}");
+    }
+
+    #[test]
+    fn secrets_are_in_no_message() {
+        let s3 = "[objects]\nurl = \"s3://forms\"\n[objects.s3]\naccess_key_id = \"key\"\nsecret_access_key = ";
+        let config = loaded(&format!("{s3}\"1234567\"\n")).unwrap();
+        assert_eq!(config.objects.s3.secret_access_key, Secret("1234567".to_owned()));
+        let shown = format!("{config:?} {}", serde_json::to_string(&config).unwrap());
+        assert!(!shown.contains("1234567"), "{shown}");
+        for wrong in ["1234567", "\"1234567", "1234567abc"] {
+            let text = loaded(&format!("{s3}{wrong}\n")).unwrap_err().to_string();
+            assert!(!text.contains("1234567"), "{text}");
+        }
     }
 
     #[test]

@@ -1,117 +1,94 @@
-//! The object store of raw forms and attachments, as files of this machine that are on disk once written.
+//! The object store of raw forms and attachments: files of this machine, or a bucket that speaks S3's protocol.
 //!
-//! The store of the `object_store` crate leaves flushing to the system; a form whose XML has been moved here is removed
-//! from Postgres, so here a write returns only behind `fsync` of the file and of its directories.
+//! Either way a write returns only when the object is kept: the form's XML is removed from Postgres behind it.
 
-use std::{
-    fmt,
-    fs::File,
-    os::unix::fs::DirBuilderExt,
-    path::{Path as FsPath, PathBuf},
-    sync::Arc,
-};
+mod bucket;
+mod files;
 
-use anyhow::Context;
-use async_trait::async_trait;
-use futures::stream::BoxStream;
-use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, local::LocalFileSystem, path::Path,
-};
+use std::{path::PathBuf, sync::Arc};
 
-/// Opens the store in a directory, made if it is missing and then closed to others.
+use object_store::{ObjectStore, path::Path};
+
+use crate::config::Config;
+
+/// Where objects lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Files below a directory.
+    Directory(PathBuf),
+    /// A bucket, below a prefix that may be empty.
+    Bucket { name: String, prefix: Path },
+}
+
+impl Place {
+    /// Reads the URL of a directory or a bucket.
+    ///
+    /// # Errors
+    /// It is neither; the text says what was expected.
+    pub(crate) fn parse(url: &str) -> Result<Self, String> {
+        let expected =
+            |problem: &str| format!("`{url}` {problem} (expected `file:///absolute/path` or `s3://bucket/prefix`)");
+        if let Some(path) = url.strip_prefix("file://") {
+            return match path.starts_with('/') {
+                true => Ok(Self::Directory(PathBuf::from(path))),
+                false => Err(expected("names no absolute path")),
+            };
+        }
+        let Some(rest) = url.strip_prefix("s3://") else {
+            return Err(expected("is the URL of neither a directory nor a bucket"));
+        };
+        let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+        if name.is_empty() || !name.bytes().all(allowed) {
+            return Err(expected("names no bucket"));
+        }
+        let prefix =
+            Path::parse(prefix).map_err(|error| expected(&format!("has a prefix that cannot be used: {error}")))?;
+        Ok(Self::Bucket { name: name.to_owned(), prefix })
+    }
+}
+
+/// Opens the configured store without trying it: a directory is made if it is missing, a bucket is not asked for.
 ///
 /// # Errors
-/// The directory cannot be made or used.
-pub(crate) fn open(directory: &FsPath) -> anyhow::Result<Arc<dyn ObjectStore>> {
-    let context = || format!("could not open the object store in {}", directory.display());
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(context)?;
-    let root = directory.canonicalize().with_context(context)?;
-    let files = LocalFileSystem::new_with_prefix(&root).with_context(context)?;
-    Ok(Arc::new(DurableFiles { root, files }))
-}
-
-/// Files that are flushed before a write is acknowledged.
-#[derive(Debug)]
-struct DurableFiles {
-    root: PathBuf,
-    files: LocalFileSystem,
-}
-
-impl fmt::Display for DurableFiles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "files in {}", self.root.display())
+/// The settings name no store, or the directory cannot be made or used.
+pub(crate) fn open(config: &Config) -> anyhow::Result<Arc<dyn ObjectStore>> {
+    match config.objects_place().map_err(anyhow::Error::msg)? {
+        Place::Directory(directory) => files::open(&directory),
+        Place::Bucket { name, prefix } => bucket::open(&name, &prefix, &config.objects.s3),
     }
 }
 
-impl DurableFiles {
-    /// Flushes the file and every directory between it and the root, any of which may be new.
-    async fn flush(&self, location: &Path) -> Result<()> {
-        let path = self.files.path_to_filesystem(location)?;
-        let root = self.root.clone();
-        let flushed = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-            File::open(&path)?.sync_all()?;
-            for directory in path.ancestors().skip(1).take_while(|directory| directory.starts_with(&root)) {
-                File::open(directory)?.sync_all()?;
-            }
-            Ok(())
-        });
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Generic { store: "files", source };
-        flushed.await.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))
+/// Opens the configured store and, if it is a bucket, does in it once what a server does.
+///
+/// # Errors
+/// The store cannot be used; the text says what was tried and which setting to look at.
+pub(crate) async fn open_tried(config: &Config) -> anyhow::Result<Arc<dyn ObjectStore>> {
+    let store = open(config)?;
+    if let Place::Bucket { name, .. } = config.objects_place().map_err(anyhow::Error::msg)? {
+        bucket::try_out(&*store, &name).await?;
     }
-}
-
-#[async_trait]
-impl ObjectStore for DurableFiles {
-    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let put = self.files.put_opts(location, payload, options).await?;
-        self.flush(location).await?;
-        Ok(put)
-    }
-
-    async fn put_multipart_opts(&self, _: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        // Objects are written whole here; without the flush at the end, parts would break the promise above.
-        Err(Error::NotImplemented { operation: "upload in parts".to_owned(), implementer: self.to_string() })
-    }
-
-    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.files.get_opts(location, options).await
-    }
-
-    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.files.delete_stream(locations)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.files.list(prefix)
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.files.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.files.copy_opts(from, to, options).await?;
-        self.flush(to).await
-    }
+    Ok(store)
 }
 
 #[cfg(test)]
 mod tests {
-    use object_store::ObjectStoreExt;
-
     use super::*;
 
-    #[tokio::test]
-    async fn objects_are_read_back() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = open(&directory.path().join("new").join("objects")).unwrap();
-        let key = Path::from("packs/2024/one");
-        store.put(&key, PutPayload::from_static(b"content")).await.unwrap();
-        assert_eq!(&*store.get(&key).await.unwrap().bytes().await.unwrap(), b"content");
-        store.copy(&key, &Path::from("copy")).await.unwrap();
-        store.delete(&key).await.unwrap();
-        assert!(matches!(store.get(&key).await, Err(Error::NotFound { .. })));
-        assert!(store.put_multipart(&key).await.is_err());
+    #[test]
+    fn urls_of_directories_and_buckets_are_read() {
+        let bucket = |name: &str, prefix: &str| Place::Bucket { name: name.to_owned(), prefix: Path::from(prefix) };
+        assert_eq!(Place::parse("file:///srv/objects"), Ok(Place::Directory("/srv/objects".into())));
+        for url in ["s3://forms", "s3://forms/"] {
+            assert_eq!(Place::parse(url), Ok(bucket("forms", "")), "{url}");
+        }
+        for url in ["s3://forms.of-2026/a/b", "s3://forms.of-2026/a/b/"] {
+            assert_eq!(Place::parse(url), Ok(bucket("forms.of-2026", "a/b")), "{url}");
+        }
+        for url in
+            ["file://objects", "s3://", "s3:///prefix", "s3://user:pass@forms", "s3://forms/a//b", "/srv", "gs://b"]
+        {
+            assert!(Place::parse(url).unwrap_err().contains("expected"), "{url}");
+        }
     }
 }

@@ -92,10 +92,11 @@ pub(crate) enum Command {
 }
 
 /// The built-in tables: each is called after a kind of document and has all documents of that kind.
-pub(crate) const DOCUMENT_TABLES: [(&str, DocKind); 9] = [
+pub(crate) const DOCUMENT_TABLES: [(&str, DocKind); 10] = [
     ("case_documents", DocKind::Case),
     ("form_documents", DocKind::Form),
     ("user_documents", DocKind::User),
+    ("web_user_documents", DocKind::WebUser),
     ("location_documents", DocKind::Location),
     ("location_type_documents", DocKind::LocationType),
     ("group_documents", DocKind::Group),
@@ -133,6 +134,7 @@ pub(crate) fn documents(kind: DocKind) -> TableSchema {
             at("server_modified_on"),
         ],
         DocKind::User => vec![text("username"), text("location_id"), flag("is_active")],
+        DocKind::WebUser => vec![text("username")],
         DocKind::Location => vec![
             text("name"),
             text("site_code"),

@@ -1,11 +1,12 @@
 //! Raw XML and attachments: in Postgres with the commit, in packs of the object store seconds later.
 //!
 //! The mover ships the oldest rows in one object and writes down where each lies, then deletes them; readers look in both
-//! places. Attachments above a size go to the object store before the commit. Objects never change. Source: architecture D5b.
+//! places. Attachments above a size go to the object store before the commit. Objects never change, and the store must keep
+//! one before it acknowledges it. Source: architecture D5b.
 
 mod sweep;
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
@@ -54,14 +55,6 @@ pub enum BlobError {
     /// The object store.
     #[error("could not reach the object store: {0}")]
     Store(#[from] object_store::Error),
-    /// The disk behind the object store.
-    #[error("could not flush {path} to disk: {source}")]
-    Flush {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        source: std::io::Error,
-    },
     /// Not what was written.
     #[error("stored bytes are damaged: {0}")]
     Damaged(#[source] std::io::Error),
@@ -79,8 +72,6 @@ pub(crate) struct Blobs {
     store: Arc<dyn ObjectStore>,
     databases: Databases,
     domains: Arc<Domains>,
-    /// Directory behind the store, whose files have to be flushed.
-    directory: Option<PathBuf>,
     clock: Arc<dyn Clock>,
     metrics: IngestMetrics,
 }
@@ -97,11 +88,10 @@ impl Blobs {
         store: Arc<dyn ObjectStore>,
         databases: Databases,
         domains: Arc<Domains>,
-        directory: Option<PathBuf>,
         clock: Arc<dyn Clock>,
         metrics: IngestMetrics,
     ) -> Self {
-        Self { store, databases, domains, directory, clock, metrics }
+        Self { store, databases, domains, clock, metrics }
     }
 
     /// Puts a large attachment into the object store, before the row that points to it.
@@ -109,7 +99,8 @@ impl Blobs {
     /// # Errors
     /// [`BlobError`].
     pub(crate) async fn put_attachment(&self, domain: &DomainId, key: Uuid, bytes: Bytes) -> Result<(), BlobError> {
-        self.put(&attachment_path(domain, key), bytes).await
+        self.store.put(&attachment_path(domain, key), bytes.into()).await?;
+        Ok(())
     }
 
     /// The bytes of a form as it was received; `None` if the domain has no such form.
@@ -218,23 +209,14 @@ impl Blobs {
         Ok(Some((compress::unpack(&packed).map_err(BlobError::Damaged)?.into(), content_type)))
     }
 
-    async fn put(&self, path: &Path, bytes: Bytes) -> Result<(), BlobError> {
-        self.store.put(path, bytes.into()).await?;
-        let Some(directory) = &self.directory else { return Ok(()) };
-        // The local store renames a finished file into place but leaves flushing to the kernel.
-        let file = directory.join(path.as_ref());
-        for place in [Some(file.as_path()), file.parent()].into_iter().flatten() {
-            let flush = async { tokio::fs::File::open(place).await?.sync_all().await };
-            flush.await.map_err(|source| BlobError::Flush { path: place.to_owned(), source })?;
-        }
-        Ok(())
-    }
-
     /// Ships rows of a database older than `delay` until `stop`.
     pub(crate) async fn run_mover(self, database: Pool, delay: Duration, stop: CancellationToken) {
         let mut connection = None;
         loop {
-            let pause = match self.move_once(&database, &mut connection, delay).await {
+            // A store that does not answer must not hold up the end: what is cut off is rolled back, and its pack swept.
+            let moved = stop.run_until_cancelled(self.move_once(&database, &mut connection, delay)).await;
+            let Some(moved) = moved else { return };
+            let pause = match moved {
                 Ok(full) => {
                     if full {
                         Duration::ZERO
@@ -304,7 +286,7 @@ impl Blobs {
             return Ok(false);
         }
         let name = pack_name(now);
-        self.put(&Path::from(name.as_str()), pack.freeze()).await?;
+        self.store.put(&Path::from(name.as_str()), pack.freeze().into()).await?;
         connection
             .execute_typed(
                 "INSERT INTO xml_packs (key, pack, start, bytes) \

@@ -56,9 +56,10 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Directory(DocKind::Location),
         Self::Directory(DocKind::User),
+        Self::Directory(DocKind::WebUser),
         Self::Directory(DocKind::LocationType),
         Self::Directory(DocKind::Group),
         Self::Directory(DocKind::LookupTable),

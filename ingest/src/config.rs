@@ -1,6 +1,6 @@
 //! Settings of the ingest service. Each field says its unit and its default.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{collections::BTreeMap, fmt};
 
 use schemas::id::DomainId;
 use serde::{Deserialize, Serialize};
@@ -55,9 +55,6 @@ pub struct IngestConfig {
     pub mover_delay_ms: u64,
     /// Age after which an object that no form or case points to is deleted, in hours. Default 24.
     pub orphan_hours: u64,
-    /// Directory behind the object store, when it is the local file system: packs are flushed to its disk before their
-    /// bytes leave Postgres. Default none.
-    pub blob_directory: Option<PathBuf>,
     /// Seconds that verified credentials are remembered. Default 300.
     pub credential_seconds: u64,
     /// Keep what HTTP digest authentication needs of each new password: a hash that is as good as the password to whoever
@@ -162,7 +159,6 @@ impl Default for IngestConfig {
             outbox_limit: 5_000_000,
             mover_delay_ms: 2000,
             orphan_hours: 24,
-            blob_directory: None,
             credential_seconds: 300,
             digest: true,
             rate_limits: RateLimitConfig::default(),

@@ -13,6 +13,7 @@ mod page;
 mod resource;
 mod scan;
 mod users;
+mod web_users;
 
 use std::{
     sync::Arc,
@@ -42,6 +43,7 @@ pub(crate) fn routes() -> Router<Doors> {
     cases::routes()
         .merge(forms::routes())
         .merge(users::routes())
+        .merge(web_users::routes())
         .merge(groups::routes())
         .merge(locations::routes())
         .merge(applications::routes())

@@ -22,6 +22,8 @@ pub enum DocKind {
     Ledger,
     /// A mobile worker.
     User,
+    /// A web user, as one of their domains sees them.
+    WebUser,
     /// A place of the location hierarchy.
     Location,
     /// A kind of place.
@@ -46,11 +48,12 @@ pub enum DocKind {
 
 impl DocKind {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Form,
         Self::Case,
         Self::Ledger,
         Self::User,
+        Self::WebUser,
         Self::Location,
         Self::LocationType,
         Self::Group,
@@ -71,6 +74,7 @@ impl DocKind {
             Self::Case => "case",
             Self::Ledger => "ledger",
             Self::User => "user",
+            Self::WebUser => "web_user",
             Self::Location => "location",
             Self::LocationType => "location_type",
             Self::Group => "group",
@@ -98,6 +102,7 @@ impl DocKind {
             Self::Case => Some("case-sql"),
             Self::Ledger => Some("ledger"),
             Self::User => Some("commcare-user"),
+            Self::WebUser => Some("web-user"),
             Self::Location => Some("location"),
             Self::Group => Some("group"),
             Self::Application => Some("app"),

@@ -7,7 +7,7 @@ use std::fmt;
 use base64::Engine;
 
 /// A secret that prints as `***`.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(pub String);
 
 impl fmt::Debug for Secret {

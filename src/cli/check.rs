@@ -14,6 +14,7 @@ use super::{ConfigArgs, say};
 use crate::{
     assemble,
     config::{self, Config, Role},
+    objects::{self, Place},
     postgres, server,
 };
 
@@ -88,6 +89,9 @@ async fn look(config: &Config, findings: &mut Findings) {
     } else {
         findings.note("database", database(&config.ingest.database_url).await);
     }
+    if let Ok(place) = config.objects_place() {
+        findings.note("object store", store(config, &place).await);
+    }
     for broker in &config.kafka.brokers {
         findings.note("Kafka", reach(broker).await);
     }
@@ -152,6 +156,17 @@ async fn database(url: &str) -> Result<String, String> {
 /// An error of the database with its cause, which its own text leaves out.
 fn cause(error: &tokio_postgres::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+}
+
+/// Tries a bucket out; a directory is looked at only.
+async fn store(config: &Config, place: &Place) -> Result<String, String> {
+    match place {
+        Place::Directory(directory) => writable(directory),
+        Place::Bucket { name, .. } => match objects::open_tried(config).await {
+            Ok(_) => Ok(format!("bucket `{name}` can be written, read, listed and deleted from")),
+            Err(error) => Err(format!("{error:#}")),
+        },
+    }
 }
 
 async fn reach(broker: &str) -> Result<String, String> {

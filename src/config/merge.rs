@@ -30,7 +30,7 @@ pub(super) fn merge(file: Option<&Path>) -> (Config, Vec<Problem>) {
             Err(error) => problems.push(whole(format!("could not read the file: {error}"), file.display().to_string())),
             Ok(text) => match toml::from_str::<toml::Table>(&text) {
                 // figment says less about where a syntax error is.
-                Err(error) => problems.push(whole(format!("is not TOML: {error}"), file.display().to_string())),
+                Err(error) => problems.push(whole(syntax(&text, &error), file.display().to_string())),
                 Ok(_) => figment = figment.merge(Toml::file_exact(file)),
             },
         }
@@ -67,6 +67,13 @@ pub(super) fn merge(file: Option<&Path>) -> (Config, Vec<Problem>) {
             (Config::default(), problems)
         }
     }
+}
+
+/// Says where the text stops being TOML. The line itself, which the error would show, may hold a secret.
+fn syntax(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    format!("is not TOML: line {line}: {}", error.message())
 }
 
 struct Walk<'a> {

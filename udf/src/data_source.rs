@@ -71,6 +71,7 @@ fn current_types(kind: DocKind) -> &'static [&'static str] {
         DocKind::Case => &["CommCareCase"],
         DocKind::Form => &["XFormInstance"],
         DocKind::User => &["CommCareUser"],
+        DocKind::WebUser => &["WebUser"],
         // Change records name the class of the store.
         DocKind::Location => &["Location", "SQLLocation"],
         DocKind::LocationType => &["LocationType"],

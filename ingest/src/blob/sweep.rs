@@ -28,10 +28,11 @@ impl Blobs {
     /// Sweeps orphans older than `age` until `stop`.
     pub(crate) async fn run_sweep(self, age: Duration, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(SWEEP_EVERY)).await.is_some() {
-            match self.sweep(age).await {
-                Ok(0) => {}
-                Ok(swept) => tracing::info!(swept, "objects that nothing points to were deleted"),
-                Err(error) => tracing::warn!(%error, "the object store could not be swept"),
+            match stop.run_until_cancelled(self.sweep(age)).await {
+                None => return,
+                Some(Ok(0)) => {}
+                Some(Ok(swept)) => tracing::info!(swept, "objects that nothing points to were deleted"),
+                Some(Err(error)) => tracing::warn!(%error, "the object store could not be swept"),
             }
         }
     }

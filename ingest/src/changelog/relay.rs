@@ -367,6 +367,8 @@ fn config(brokers: &str) -> ClientConfig {
         .set("enable.idempotence", "true")
         .set("enable.gapless.guarantee", "true")
         .set("acks", "all")
+        // Where the producers of Java and Python put a key, so that a document stays in its partition whoever writes.
+        .set("partitioner", "murmur2_random")
         .set("linger.ms", "1")
         .set("compression.type", "lz4")
         // A message waits for its broker however long that takes: the outbox is the buffer, and order is kept.

@@ -4,6 +4,7 @@
 //! [`ChangeMeta`] alone, keyed by document id, as forms-and-cases.md §14 has it.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeSet, HashMap},
     time::Duration,
 };
@@ -41,15 +42,22 @@ const REQUEST: Duration = Duration::from_secs(20);
 /// Name that the source system gives its database of mobile workers in change metadata.
 const WORKER_DATABASE: &str = "commcarehq__users";
 
-/// Names that it gives those of applications and of lookup tables.
+/// Names that it gives those of applications, of lookup tables, and of what has no other.
 const APPLICATION_DATABASE: &str = "commcarehq__apps";
 const LOOKUP_DATABASE: &str = "commcarehq__fixtures";
+const OTHER_DATABASE: &str = "commcarehq__meta";
 
 /// Name that the source system gives its ledger values in change metadata; their topic is called otherwise.
 const LEDGER_SOURCE: &str = "ledger-v2";
 
+/// What its feed calls a location, whatever the document says of itself.
+const LOCATION_TYPE: &str = "Location";
+
 /// Document types that are not announced: the superseded version of an edited form (forms-and-cases.md §14).
 const UNANNOUNCED: &str = "XFormDeprecated";
+
+/// End of the types of deleted documents.
+const DELETED: &str = "-Deleted";
 
 /// Why the topics could not be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +133,7 @@ pub(crate) struct ChangeMeta<'a> {
     document_rev: Option<&'a str>,
     data_source_type: &'static str,
     data_source_name: &'static str,
-    document_type: &'a str,
+    document_type: Cow<'a, str>,
     document_subtype: Option<&'a str>,
     domain: &'a str,
     is_deletion: bool,
@@ -147,33 +155,62 @@ impl<'a> ChangeMeta<'a> {
             return None;
         }
         let (data_source_type, data_source_name) = match document.kind {
-            DocKind::User | DocKind::Group => ("couch", WORKER_DATABASE),
+            DocKind::User | DocKind::WebUser | DocKind::Group => ("couch", WORKER_DATABASE),
             DocKind::Application => ("couch", APPLICATION_DATABASE),
             DocKind::LookupTable | DocKind::LookupRow => ("couch", LOOKUP_DATABASE),
+            DocKind::LocationType => ("couch", OTHER_DATABASE),
             DocKind::Ledger => ("sql", LEDGER_SOURCE),
-            _ => ("sql", feed),
+            DocKind::Form
+            | DocKind::Case
+            | DocKind::Location
+            | DocKind::DataSource
+            | DocKind::AggregateView
+            | DocKind::NamedExpression
+            | DocKind::NamedFilter => ("sql", feed),
         };
-        let cause = record
-            .documents
-            .iter()
-            .find(|other| other.kind == DocKind::Form && other.document_type != UNANNOUNCED)
-            .map(|form| form.id.as_str());
         let meta = Self {
             document_id: document.id.as_str(),
             document_rev: None,
             data_source_type,
             data_source_name,
-            document_type: &document.document_type,
+            document_type: document_type(document, data_source_type),
             document_subtype: document.subtype.as_deref(),
             domain: record.domain.as_str(),
-            is_deletion: document.body.is_none() || document.document_type.ends_with("-Deleted"),
+            is_deletion: document.body.is_none() || document.document_type.ends_with(DELETED),
             publish_timestamp: format_micros(now_micros),
             attempts: 0,
             original_publication_datetime: format_micros(document.stamp.0),
-            associated_document_id: cause.filter(|_| document.kind == DocKind::Case),
+            associated_document_id: cause(record, document),
         };
         Some((feed, meta))
     }
+}
+
+/// What the feed calls the document. A case that somebody deleted keeps its type until it is gone for good; a document of
+/// CouchDB that is gone is called after what it was.
+fn document_type<'a>(document: &'a ChangedDocument, data_source_type: &str) -> Cow<'a, str> {
+    let stored = document.document_type.as_str();
+    match (document.kind, &document.body) {
+        (DocKind::Case, Some(_)) => Cow::Borrowed(stored.strip_suffix(DELETED).unwrap_or(stored)),
+        (DocKind::Location, _) => Cow::Borrowed(LOCATION_TYPE),
+        (_, None) if data_source_type == "couch" => Cow::Owned(format!("{stored}{DELETED}")),
+        _ => Cow::Borrowed(stored),
+    }
+}
+
+/// The form that changed a case: the nearest one before it in the record, which may hold a system form with its own cases
+/// behind the one that was sent.
+fn cause<'a>(record: &'a ChangeRecord, document: &ChangedDocument) -> Option<&'a str> {
+    if document.kind != DocKind::Case {
+        return None;
+    }
+    let is_cause = |other: &&ChangedDocument| {
+        other.kind == DocKind::Form && other.body.is_some() && other.document_type != UNANNOUNCED
+    };
+    let at = record.documents.iter().position(|other| other.kind == document.kind && other.id == document.id)?;
+    let (before, behind) = record.documents.split_at(at);
+    let form = before.iter().rfind(is_cause).or_else(|| behind.iter().find(is_cause))?;
+    Some(form.id.as_str())
 }
 
 #[cfg(test)]
@@ -189,7 +226,12 @@ mod tests {
                 {"kind":"case","id":"basic-1","stamp":1614589501000002,"document_type":"CommCareCase","subtype":"demo","body":{}},
                 {"kind":"case","id":"c2","stamp":1614589501000003,"document_type":"CommCareCase-Deleted","body":null},
                 {"kind":"user","id":"u1","stamp":1614589501000004,"document_type":"CommCareUser","body":{}},
-                {"kind":"data_source","id":"d1","stamp":1614589501000005,"document_type":"DataSource","body":{}}]}"#,
+                {"kind":"data_source","id":"d1","stamp":1614589501000005,"document_type":"DataSource","body":{}},
+                {"kind":"form","id":"f2","stamp":1614589501000006,"document_type":"XFormInstance","subtype":"http://y","body":{}},
+                {"kind":"case","id":"c3","stamp":1614589501000007,"document_type":"CommCareCase-Deleted","body":{}},
+                {"kind":"user","id":"u2","stamp":1614589501000008,"document_type":"CommCareUser","body":null},
+                {"kind":"location","id":"l1","stamp":1614589501000009,"document_type":"SQLLocation","body":{}},
+                {"kind":"location_type","id":"t1","stamp":1614589501000010,"document_type":"LocationType","body":{}}]}"#,
         )
         .unwrap();
         let said: Vec<_> = record
@@ -221,10 +263,25 @@ mod tests {
             (true, true),
             "superseded forms and definitions have no feed"
         );
-        assert_eq!(field(3, "is_deletion"), true);
-        assert_eq!(
-            (field(4, "data_source_type"), field(4, "data_source_name")),
-            ("couch".into(), "commcarehq__users".into())
-        );
+        for (at, document_type, is_deletion) in [
+            (3, "CommCareCase-Deleted", true),
+            (7, "CommCareCase", true),
+            (8, "CommCareUser-Deleted", true),
+            (9, "Location", false),
+        ] {
+            assert_eq!(
+                (field(at, "document_type"), field(at, "is_deletion")),
+                (document_type.into(), is_deletion.into())
+            );
+        }
+        for (at, source_type, name) in
+            [(4, "couch", "commcarehq__users"), (9, "sql", "location"), (10, "couch", "commcarehq__meta")]
+        {
+            assert_eq!(
+                (field(at, "data_source_type"), field(at, "data_source_name")),
+                (source_type.into(), name.into())
+            );
+        }
+        assert_eq!(field(7, "associated_document_id"), "f2", "the nearest form before the case");
     }
 }

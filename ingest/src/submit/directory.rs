@@ -17,7 +17,10 @@ use super::{
     Action, DirectoryChange, DirectoryWrite, Presence, Written,
     world::{AccountWrite, DirectoryRow, Login, RecordDraft, World},
 };
-use crate::{auth::digest::stored_hash, error::WriteError};
+use crate::{
+    auth::{PERMISSIONS, digest::stored_hash},
+    error::WriteError,
+};
 
 /// Longest user name, in characters.
 const NAME_CHARS: usize = 128;
@@ -55,6 +58,7 @@ fn apply_one(
             }
             Some(match change.kind {
                 DocKind::User => user(domain, &change.id, before, fields)?,
+                DocKind::WebUser => web_user(domain, &change.id, before, fields)?,
                 DocKind::Location => location(world, domain, &change.id, before, fields)?,
                 DocKind::LookupRow => lookup_row(world, domain, &change.id, before, fields)?,
                 DocKind::LocationType | DocKind::Group | DocKind::LookupTable | DocKind::Application => {
@@ -71,7 +75,8 @@ fn apply_one(
         }
     };
     match (change.kind, &document) {
-        (DocKind::User, Some(document)) => account(world, domain, change, document)?,
+        (DocKind::User | DocKind::WebUser, Some(document)) => account(world, domain, change, document)?,
+        (DocKind::WebUser, None) => world.changes.leaving.push((change.id.clone(), domain.clone())),
         // Who is gone can no longer sign in, and is told so.
         (DocKind::User, None) => {
             let mut gone = world.directory.get(&key).cloned().unwrap_or_default();
@@ -100,6 +105,7 @@ fn apply_one(
 pub(crate) const fn doc_type(kind: DocKind) -> &'static str {
     match kind {
         DocKind::User => "CommCareUser",
+        DocKind::WebUser => "WebUser",
         DocKind::Location => "SQLLocation",
         DocKind::LocationType => "LocationType",
         DocKind::Group => "Group",
@@ -118,6 +124,7 @@ pub(crate) const fn doc_type(kind: DocKind) -> &'static str {
 const fn noun(kind: DocKind) -> &'static str {
     match kind {
         DocKind::User => "user",
+        DocKind::WebUser => "web user",
         DocKind::Location => "location",
         DocKind::LocationType => "location type",
         DocKind::Group => "group",
@@ -187,6 +194,41 @@ fn user(
         return Err(invalid("username", "a name of letters, digits and `._-+'@`, at most 128 characters"));
     }
     Ok(document)
+}
+
+/// A web user's document in one of their domains (rest-api.md §9.2).
+fn web_user(
+    domain: &DomainId,
+    id: &DocId,
+    before: Option<&Map<String, Value>>,
+    fields: &Map<String, Value>,
+) -> Result<Map<String, Value>, WriteError> {
+    for name in ["username", "first_name", "last_name", "email", "role", "primary_location_id"] {
+        text(fields, name)?;
+    }
+    let defaults = [
+        ("username", Value::Null),
+        ("first_name", "".into()),
+        ("last_name", "".into()),
+        ("permissions", Value::Array(Vec::new())),
+    ];
+    let document = merge(domain, id, doc_type(DocKind::WebUser), &defaults, before, fields.clone());
+    let name = document.get("username").and_then(Value::as_str).unwrap_or_default();
+    let renamed = before.is_some_and(|before| before.get("username").and_then(Value::as_str) != Some(name));
+    if name.is_empty() || name.chars().count() > NAME_CHARS || name.ends_with(WORKER_SUFFIX) || renamed {
+        return Err(invalid("username", "the name of a web user, at most 128 characters, which does not change"));
+    }
+    if granted(&document).is_none() {
+        let known: Vec<&str> = PERMISSIONS.iter().map(|(_, name)| *name).collect();
+        return Err(invalid("permissions", &format!("a list of {}", known.join(", "))));
+    }
+    Ok(document)
+}
+
+/// The permissions that a web user's document names, if all of them are known.
+pub(crate) fn granted(document: &Map<String, Value>) -> Option<Vec<&'static str>> {
+    let known = |name: &Value| PERMISSIONS.iter().map(|(_, known)| *known).find(|known| name.as_str() == Some(*known));
+    document.get("permissions")?.as_array()?.iter().map(known).collect()
 }
 
 /// A location's document.
@@ -369,7 +411,7 @@ fn merge(
     document
 }
 
-/// The sign-in of a mobile worker, unless the name or the id belongs to somebody else.
+/// The sign-in of a mobile worker or web user, unless the name or the id belongs to somebody else.
 fn account(
     world: &mut World,
     domain: &DomainId,
@@ -377,19 +419,34 @@ fn account(
     document: &Map<String, Value>,
 ) -> Result<(), WriteError> {
     let name = document.get("username").and_then(Value::as_str).unwrap_or_default();
-    let username = worker_login(name, domain);
+    let is_web_user = change.kind == DocKind::WebUser;
+    let username = if is_web_user { name.to_owned() } else { worker_login(name, domain) };
     let id = change.id.as_str();
-    if world.names.get(&username).is_some_and(|login| login.account_id != id) {
+    let named = world.names.get(&username);
+    if named.is_some_and(|login| login.account_id != id) {
         return Err(WriteError::Conflict(format!("user name `{username}` is taken")));
     }
-    let foreign = |login: &Login| !login.domains.iter().any(|other| other == domain.as_str());
+    let is_own = named.is_some();
+    if is_web_user && is_own && change.password_hash.is_some() {
+        // They may enter other domains, whose administrators did not ask for this.
+        return Err(WriteError::Invalid(format!("`{username}` has an account; its password is not set here")));
+    }
+    let foreign = |login: &Login| match is_web_user {
+        true => !is_own,
+        false => !login.domains.iter().any(|other| other == domain.as_str()),
+    };
     if world.accounts.get(id).is_some_and(foreign) {
         return Err(WriteError::Conflict(format!("user id `{id}` is taken")));
     }
     let login = Login { account_id: id.to_owned(), domains: vec![domain.as_str().to_owned()] };
     world.names.insert(username.clone(), login.clone());
     world.accounts.insert(id.to_owned(), login);
-    let is_active = document.get("is_active").and_then(Value::as_bool).unwrap_or(true);
+    let is_active = document.get("is_active").and_then(Value::as_bool).unwrap_or(true) || is_web_user;
+    let permissions = match is_web_user {
+        true => granted(document).unwrap_or_default(),
+        false => vec!["submit"],
+    };
+    let permissions = permissions.into_iter().map(str::to_owned).collect();
     let before = world.changes.accounts.remove(&change.id);
     let sent = match &change.action {
         Action::Merge { fields, .. } if change.keeps_digest => fields.get("password").and_then(Value::as_str),
@@ -400,7 +457,7 @@ fn account(
         (None, Some(before)) => (before.password_hash, before.digest_hash),
         (hash, _) => (hash.clone(), digest_hash),
     };
-    let row = AccountWrite { domain: domain.clone(), username, password_hash, digest_hash, is_active };
+    let row = AccountWrite { domain: domain.clone(), username, password_hash, digest_hash, is_active, permissions };
     world.changes.accounts.insert(change.id.clone(), row);
     Ok(())
 }

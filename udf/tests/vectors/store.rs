@@ -75,6 +75,7 @@ impl Related for Store {
             DocKind::Case => "CommCareCase",
             DocKind::Form => "XFormInstance",
             DocKind::User => "CommCareUser",
+            DocKind::WebUser => "WebUser",
             DocKind::Location => "Location",
             DocKind::Group => "Group",
             DocKind::LookupTable => "FixtureDataType",

@@ -1,34 +1,37 @@
 //! `millrace bench`: parts of the pipeline measured alone.
 //!
 //! `bench views` is the dataflow without Postgres and HTTP: recorded change records go through the same change type,
-//! source port, plan and view documents as in `serve`. [`log`] reads the records, [`pipeline`] is the dataflow behind a
-//! log in memory, [`pace`] sends at a rate and watches a table, [`dump`] writes the tables.
+//! source port, plan and view documents as in `serve`. [`log`] reads the records, [`pace`] sends at a rate and watches a
+//! table, [`dump`] writes the tables.
 
 mod dump;
 mod log;
 mod pace;
-mod pipeline;
 mod usage;
 
 use std::{
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use hdrhistogram::Histogram;
+use schemas::port::SystemClock;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
 use self::{
     log::{Reader, Transaction},
     pace::Fresh,
-    pipeline::Pipeline,
     usage::Usage,
 };
-use crate::cli::say;
+use crate::{
+    cli::say,
+    pipeline::{self, Pipeline},
+};
 
 /// Transactions read ahead of the one that is due.
 const READ_AHEAD: usize = 512;
@@ -87,12 +90,14 @@ pub(crate) async fn run(command: BenchCommand) -> anyhow::Result<ExitCode> {
     let BenchCommand::Views(args) = command;
     let reader = Reader::open(&args.changes)?;
     std::fs::create_dir_all(&args.dump).with_context(|| format!("could not make {}", args.dump.display()))?;
-    let pipeline = Pipeline::start(reader.domain()).await?;
+    let domain = reader.domain().clone();
+    let pipeline = Pipeline::start(pipeline::sample_program(&domain)?, Arc::new(SystemClock));
+    pipeline.live(&domain).await?;
     let figures = match args.rate.zip(args.seconds) {
         None => backfill(reader, &pipeline).await?,
         Some((rate, seconds)) => paced(reader, &pipeline, args.preload, rate, seconds).await?,
     };
-    dump::tables(&pipeline.snapshot(), pipeline.domain(), &args.dump)?;
+    dump::tables(&pipeline.snapshot(), &domain, &args.dump)?;
     pipeline.stop().await;
     say(serde_json::to_string(&figures)?);
     Ok(ExitCode::SUCCESS)
@@ -108,10 +113,11 @@ async fn backfill(reader: Reader, pipeline: &Pipeline) -> anyhow::Result<Figures
 
 /// A part of the records unmeasured, and those behind it at a rate.
 async fn paced(reader: Reader, pipeline: &Pipeline, preload: u64, rate: u32, seconds: u32) -> anyhow::Result<Figures> {
+    let domain = reader.domain().clone();
     let mut transactions = read_ahead(reader);
     feed(pipeline, &mut transactions, preload).await?;
     let (usage, limit) = (Usage::now()?, u64::from(rate) * u64::from(seconds));
-    let Fresh { changes, took, sending, freshness } = pace::send(pipeline, transactions, rate, limit).await?;
+    let Fresh { changes, took, sending, freshness } = pace::send(pipeline, &domain, transactions, rate, limit).await?;
     let mut figures = Figures::new(changes, took, &usage)?;
     figures.kept_up = Some(took <= sending.mul_f64(1.1) + Duration::from_secs(1));
     figures.show(&freshness);

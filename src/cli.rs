@@ -12,7 +12,7 @@ use std::{fmt::Display, io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{bench, config, demo, load, telemetry};
+use crate::{bench, config, demo, load, telemetry, ucr};
 
 /// CommCare's data pipeline as a streaming system: forms in, live report tables out, within milliseconds.
 #[derive(Debug, Parser)]
@@ -33,6 +33,9 @@ enum Command {
     /// Measure a part of the pipeline alone
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Work with definitions of UCR data sources
+    #[command(subcommand)]
+    Ucr(ucr::UcrCommand),
     /// Say everything that is wrong with the configuration and this machine
     Check(check::CheckArgs),
     /// Work with the configuration file
@@ -101,6 +104,10 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(command) => {
             telemetry::start(&config::LogConfig::quiet()?)?;
             Box::pin(bench::run(command)).await
+        }
+        Command::Ucr(command) => {
+            telemetry::start(&config::LogConfig::quiet()?)?;
+            Box::pin(ucr::run(command)).await
         }
         Command::Check(args) => check::run(args).await,
         Command::Config(command) => configuration::run(command),

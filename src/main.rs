@@ -11,10 +11,12 @@ mod demo;
 mod health;
 mod load;
 mod objects;
+mod pipeline;
 mod postgres;
 mod server;
 mod status;
 mod telemetry;
+mod ucr;
 
 use std::process::ExitCode;
 

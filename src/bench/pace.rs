@@ -19,7 +19,8 @@ use schemas::{
 };
 use tokio::sync::mpsc;
 
-use super::{log::Transaction, pipeline::Pipeline};
+use super::log::Transaction;
+use crate::pipeline::Pipeline;
 
 /// Case type of W1's rows.
 const PREGNANCY: &str = "pregnancy";
@@ -75,6 +76,7 @@ impl Schedule {
 /// A transaction cannot be read, or does not become visible.
 pub(crate) async fn send(
     pipeline: &Pipeline,
+    domain: &DomainId,
     transactions: mpsc::Receiver<anyhow::Result<Transaction>>,
     rate: u32,
     limit: u64,
@@ -93,7 +95,7 @@ pub(crate) async fn send(
         let mut snapshot = pipeline.visible(position).await?;
         last = Instant::now();
         for change in pregnancies {
-            while !shows(&snapshot, pipeline.domain(), &change)? {
+            while !shows(&snapshot, domain, &change)? {
                 // Its row has been replaced since: a newer snapshot shows the later change.
                 tokio::task::yield_now().await;
                 snapshot = pipeline.snapshot();

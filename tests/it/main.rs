@@ -31,5 +31,6 @@ mod relay;
 mod s3;
 mod server;
 mod shards;
+mod ucr;
 mod whole;
 mod workload;

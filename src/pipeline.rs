@@ -1,4 +1,4 @@
-//! The dataflow behind a primary store that holds nothing but the sample program's views, and a change log in memory.
+//! The dataflow behind a primary store that holds nothing but definitions of views, and a change log in memory.
 
 use std::{
     sync::Arc,
@@ -12,9 +12,7 @@ use parking_lot::Mutex;
 use schemas::{
     change::{ChangeRecord, ChangedDocument, DocKind},
     id::{DocId, DomainId},
-    port::{
-        Bootstrap, BootstrapDocument, BootstrapScan, ChangeSource, SourceError, SourceEvent, SystemClock, ViewReader,
-    },
+    port::{Bootstrap, BootstrapDocument, BootstrapScan, ChangeSource, Clock, SourceError, SourceEvent, ViewReader},
     position::{Frontier, Position, Stamp},
     sample,
     table::{Snapshot, ViewState},
@@ -33,7 +31,6 @@ const IDLE: Duration = Duration::from_millis(100);
 pub(crate) struct Pipeline {
     dataflow: Arc<Dataflow>,
     log: Log,
-    domain: DomainId,
 }
 
 /// The end of the log.
@@ -51,26 +48,30 @@ impl Log {
 }
 
 impl Pipeline {
-    /// Starts it with the views in a domain, and waits until they are live.
+    /// Starts it with these definitions.
+    pub(crate) fn start(definitions: Vec<BootstrapDocument>, clock: Arc<dyn Clock>) -> Self {
+        let (log, tail) = mpsc::channel(QUEUE);
+        let store = Store { definitions, tail: Mutex::new(Some(tail)) };
+        let dataflow = Dataflow::start(DataflowConfig::default(), Arc::new(store), clock);
+        Self { dataflow, log: Log(log) }
+    }
+
+    /// Waits until the views of a domain are live.
     ///
     /// # Errors
     /// A view cannot be maintained.
-    pub(crate) async fn start(domain: &DomainId) -> anyhow::Result<Self> {
-        let (log, tail) = mpsc::channel(QUEUE);
-        let store = Store { definitions: definitions(domain)?, tail: Mutex::new(Some(tail)) };
-        let dataflow = Dataflow::start(DataflowConfig::default(), Arc::new(store), Arc::new(SystemClock));
-        let pipeline = Self { dataflow, log: Log(log), domain: domain.clone() };
+    pub(crate) async fn live(&self, domain: &DomainId) -> anyhow::Result<()> {
         let begun = Instant::now();
-        while !pipeline.views_are_live()? {
+        while !self.views_are_live(domain)? {
             anyhow::ensure!(begun.elapsed() < DEADLINE, "the views have not become live in {DEADLINE:?}");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        Ok(pipeline)
+        Ok(())
     }
 
-    fn views_are_live(&self) -> anyhow::Result<bool> {
+    fn views_are_live(&self, domain: &DomainId) -> anyhow::Result<bool> {
         let snapshot = self.snapshot();
-        let Some(tables) = snapshot.domains.get(&self.domain).filter(|_| self.dataflow.ready()) else {
+        let Some(tables) = snapshot.domains.get(domain).filter(|_| self.dataflow.ready()) else {
             return Ok(false);
         };
         for view in tables.views.iter() {
@@ -81,6 +82,11 @@ impl Pipeline {
             }
         }
         Ok(true)
+    }
+
+    /// Who reads what it publishes.
+    pub(crate) fn reader(&self) -> Arc<dyn ViewReader> {
+        Arc::<Dataflow>::clone(&self.dataflow)
     }
 
     /// Adds records to the log; waits while it is full.
@@ -94,11 +100,6 @@ impl Pipeline {
     /// The end of the log, for a thread of its own.
     pub(crate) fn log(&self) -> Log {
         self.log.clone()
-    }
-
-    /// The domain of the views.
-    pub(crate) const fn domain(&self) -> &DomainId {
-        &self.domain
     }
 
     /// The newest snapshot.
@@ -121,7 +122,10 @@ impl Pipeline {
 }
 
 /// The sample program's definitions, put in that domain.
-fn definitions(domain: &DomainId) -> anyhow::Result<Vec<BootstrapDocument>> {
+///
+/// # Errors
+/// A definition cannot be read; tests read all of them.
+pub(crate) fn sample_program(domain: &DomainId) -> anyhow::Result<Vec<BootstrapDocument>> {
     let sources = sample::DATA_SOURCES.iter().map(|definition| (DocKind::DataSource, definition));
     let views = sample::AGGREGATE_VIEWS.iter().map(|definition| (DocKind::AggregateView, definition));
     let mut documents = Vec::new();

@@ -1,0 +1,33 @@
+//! `millrace ucr`: the language of data sources from the command line.
+//!
+//! [`suite`] runs conformance files: [`vector`] evaluates one vector and [`scenario`] one sequence of changes, [`store`]
+//! holds the documents that they look up, [`live`] sends the same through a running dataflow.
+
+mod live;
+mod rows;
+mod scenario;
+mod store;
+mod suite;
+mod typed;
+mod vector;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum UcrCommand {
+    /// Hold the language and the views against files of vectors and freshness scenarios
+    Test(suite::TestArgs),
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// A file cannot be read.
+pub(crate) async fn run(command: UcrCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        UcrCommand::Test(args) => suite::run(args).await,
+    }
+}

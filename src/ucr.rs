@@ -1,8 +1,10 @@
 //! `millrace ucr`: the language of data sources from the command line.
 //!
 //! [`suite`] runs conformance files: [`vector`] evaluates one vector and [`scenario`] one sequence of changes, [`store`]
-//! holds the documents that they look up, [`live`] sends the same through a running dataflow.
+//! holds the documents that they look up, [`live`] sends the same through a running dataflow. [`explain`] says what is in
+//! a definition.
 
+mod explain;
 mod live;
 mod rows;
 mod scenario;
@@ -20,6 +22,8 @@ use clap::Subcommand;
 pub(crate) enum UcrCommand {
     /// Hold the language and the views against files of vectors and freshness scenarios
     Test(suite::TestArgs),
+    /// Say what a data source makes of documents, or everything that is wrong with it
+    Explain(explain::ExplainArgs),
 }
 
 /// Runs the subcommand.
@@ -29,5 +33,6 @@ pub(crate) enum UcrCommand {
 pub(crate) async fn run(command: UcrCommand) -> anyhow::Result<ExitCode> {
     match command {
         UcrCommand::Test(args) => suite::run(args).await,
+        UcrCommand::Explain(args) => explain::run(&args),
     }
 }

@@ -160,15 +160,13 @@ impl AggregateView {
     /// # Errors
     /// [`SpecErrors`] with every problem found, each with the JSON pointer of its place.
     pub fn compile(document: &Value, tables: &dyn Fn(&str) -> Option<Arc<TableSchema>>) -> Result<Self, SpecErrors> {
-        let spec: Spec = serde_json::from_value(document.clone()).map_err(|error| SpecErrors {
-            problems: vec![SpecProblem {
-                pointer: String::new(),
-                message: format!("not an aggregate view document: {error}"),
-            }],
+        let spec: Spec = serde_json::from_value(document.clone()).map_err(|error| {
+            let message = format!("not an aggregate view document: {error}");
+            SpecErrors::from(vec![SpecProblem { pointer: String::new(), message }])
         })?;
         let mut compiler = Compiler { tables, problems: Vec::new(), sources: Vec::new(), names: HashMap::new() };
         let view = compiler.view(&spec);
-        if compiler.problems.is_empty() { Ok(view) } else { Err(SpecErrors { problems: compiler.problems }) }
+        if compiler.problems.is_empty() { Ok(view) } else { Err(compiler.problems.into()) }
     }
 }
 

@@ -12,11 +12,12 @@ use crate::{
     context::{Context, Memory, Related},
     error::{EvalError, SpecErrors},
     expr::{self, Expr},
+    facts::{Demand, Facts, Item},
     filter::{self, Filter},
     indicator::{self, Indicator, IndicatorColumn},
     names,
     registry::{NameKind, Registry},
-    spec::{Compiler, Facts, Named, Spec, join, json_kind},
+    spec::{Compiler, Named, Spec, join, json_kind},
     value::{List, Value},
 };
 
@@ -45,6 +46,7 @@ pub struct DataSource {
     indicators: Vec<Indicator>,
     columns: Vec<IndicatorColumn>,
     schema: TableSchema,
+    indexes: Vec<Vec<String>>,
     names: DocNames,
 }
 
@@ -181,6 +183,30 @@ impl DataSource {
     #[must_use]
     pub fn reads_clock(&self) -> bool {
         self.facts.reads_clock
+    }
+
+    /// The other documents that rows may be made of. One that is found through another comes after it.
+    #[must_use]
+    pub fn demands(&self) -> &[Demand] {
+        &self.facts.demands
+    }
+
+    /// Expressions and filters that are evaluated for a document at most, if it has one row; named ones count once.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        self.facts.parts
+    }
+
+    /// True if a document has a row per base item.
+    #[must_use]
+    pub fn has_base_items(&self) -> bool {
+        self.base_items.is_some()
+    }
+
+    /// The indexes that the document asks for (`sql_column_indexes`), as column ids.
+    #[must_use]
+    pub fn indexes(&self) -> &[Vec<String>] {
+        &self.indexes
     }
 
     /// True if rows are made with that named expression or filter of the domain, be it through another one.
@@ -325,9 +351,11 @@ fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> DataSource {
         .optional_mapping("base_item_expression", compiler)
         .map(|fields| expr::compile_fields(fields, &spec.at("base_item_expression"), compiler));
     let mut indicators = Vec::new();
+    let item = base_items.as_ref().map_or(Item::Own, |items| Item::found_by(items.found_by()));
     for (i, json) in spec.optional_list("configured_indicators", compiler).iter().enumerate() {
         let pointer = join(&spec.at("configured_indicators"), &i.to_string());
-        indicators.push((pointer.clone(), indicator::compile(json, &pointer, compiler)));
+        let indicator = compiler.on(item, |compiler| indicator::compile(json, &pointer, compiler));
+        indicators.push((pointer, indicator));
     }
     let validations = validations(spec, compiler);
     let mut columns = system_columns(base_items.is_some());
@@ -339,7 +367,7 @@ fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> DataSource {
             columns.push(column.clone());
         }
     }
-    check_indexes(spec, &columns, compiler);
+    let indexes = indexes(spec, &columns, compiler);
     let key = key(spec, &columns, compiler);
     let subtype = match kind {
         DocKind::Case => Some("type"),
@@ -364,6 +392,7 @@ fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> DataSource {
         indicators: indicators.into_iter().map(|(_, indicator)| indicator).collect(),
         schema: TableSchema { columns: columns.iter().map(sql_column).collect(), key },
         columns,
+        indexes,
         names: DocNames {
             id: Symbol::intern("_id"),
             domain: Symbol::intern("domain"),
@@ -425,7 +454,8 @@ fn validations(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Vec<Validation> 
     validations
 }
 
-fn check_indexes(spec: &Spec<'_>, columns: &[IndicatorColumn], compiler: &mut Compiler<'_>) {
+fn indexes(spec: &Spec<'_>, columns: &[IndicatorColumn], compiler: &mut Compiler<'_>) -> Vec<Vec<String>> {
+    let mut indexes = Vec::new();
     for (i, json) in spec.optional_list("sql_column_indexes", compiler).iter().enumerate() {
         let pointer = join(&spec.at("sql_column_indexes"), &i.to_string());
         let Some(fields) = json.as_object() else {
@@ -433,13 +463,16 @@ fn check_indexes(spec: &Spec<'_>, columns: &[IndicatorColumn], compiler: &mut Co
             continue;
         };
         let index = Spec::new(fields, &pointer);
-        for (j, id) in index.optional_texts("column_ids", compiler).into_iter().enumerate() {
+        let ids = index.optional_texts("column_ids", compiler);
+        indexes.push(ids.iter().map(|id| (*id).to_owned()).collect());
+        for (j, id) in ids.into_iter().enumerate() {
             if !columns.iter().any(|column| column.id == id) {
                 let pointer = join(&index.at("column_ids"), &j.to_string());
                 compiler.problem(&pointer, format!("there is no column `{id}` to index"));
             }
         }
     }
+    indexes
 }
 
 /// The key's columns; `sql_settings.primary_key` may give their order.

@@ -1,6 +1,6 @@
 //! What can go wrong: a document that cannot be evaluated, and a specification that cannot be compiled.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use schemas::error::{Classify, ErrorClass};
 
@@ -89,6 +89,14 @@ pub const MAX_PROBLEMS: usize = 100;
 pub struct SpecErrors {
     /// The problems; never empty.
     pub problems: Vec<SpecProblem>,
+    /// Names of types that are not known, of all places, also those beyond [`MAX_PROBLEMS`].
+    pub unknown_types: BTreeSet<String>,
+}
+
+impl From<Vec<SpecProblem>> for SpecErrors {
+    fn from(problems: Vec<SpecProblem>) -> Self {
+        Self { problems, unknown_types: BTreeSet::new() }
+    }
 }
 
 impl fmt::Display for SpecErrors {

@@ -32,6 +32,7 @@ use serde_json::{Map, Value as Json};
 use crate::{
     context::Context,
     error::EvalError,
+    facts::DemandNo,
     spec::{Compiler, Spec, json_kind},
     value::Value,
 };
@@ -49,6 +50,11 @@ pub(crate) trait Expression: fmt::Debug + Send + Sync {
 
     /// The value, if it is the same for every item.
     fn constant(&self) -> Option<&Value<'static>> {
+        None
+    }
+
+    /// The demand whose documents the value is, be it one of them or a list.
+    fn found_by(&self) -> Option<DemandNo> {
         None
     }
 
@@ -144,7 +150,7 @@ pub(crate) fn compile_fields(fields: &Map<String, Json>, pointer: &str, compiler
     match TABLE.iter().chain(custom::TABLE).find(|(known, _)| *known == name) {
         Some((_, make)) => compiler.nested(pointer, |compiler| make(&spec, compiler), stand_in),
         None => {
-            compiler.problem(&spec.at("type"), format!("`{name}` is not an expression type"));
+            compiler.unknown_type(&spec.at("type"), name, format!("`{name}` is not an expression type"));
             stand_in()
         }
     }

@@ -151,7 +151,8 @@ fn compile_here(json: &Json, pointer: &str, compiler: &mut Compiler<'_>) -> Filt
         }
         Some(other) => {
             let known = "and, boolean_expression, named, not, or, property_match";
-            compiler.problem(&spec.at("type"), format!("`{other}` is not a filter type (known: {known})"));
+            let message = format!("`{other}` is not a filter type (known: {known})");
+            compiler.unknown_type(&spec.at("type"), other, message);
             Filter::stand_in()
         }
         None => {
@@ -199,8 +200,14 @@ fn reference(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Expr {
 pub(crate) fn property(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Expr {
     let path = spec.optional_texts("property_path", compiler);
     match (spec.optional_text("property_name", compiler), path.is_empty()) {
-        (Some(name), true) => Box::new(PropertyName::fixed(name, None)),
-        (None, false) => Box::new(PropertyPath::fixed(&path, None)),
+        (Some(name), true) => {
+            compiler.reads(name);
+            Box::new(PropertyName::fixed(name, None))
+        }
+        (None, false) => {
+            compiler.reads(path.join("."));
+            Box::new(PropertyPath::fixed(&path, None))
+        }
         (name, _) => {
             let given = if name.is_some() { "both are given" } else { "neither is given" };
             let message = format!("exactly one of `property_name` and `property_path` is required, {given}");

@@ -239,7 +239,8 @@ pub(crate) fn compile(json: &Json, pointer: &str, compiler: &mut Compiler<'_>) -
         other => {
             let types = "boolean, choice_list, count, due_list_date, expression, inserted_at, ledger_balances, raw, \
                          repeat_iteration, small_boolean";
-            compiler.problem(&spec.at("type"), format!("`{other}` is not an indicator type (known: {types})"));
+            let message = format!("`{other}` is not an indicator type (known: {types})");
+            compiler.unknown_type(&spec.at("type"), other, message);
             Indicator { columns: Vec::new(), body: Body::Nothing }
         }
     }
@@ -312,6 +313,8 @@ fn ledger(spec: &Spec<'_>, as_date: bool, compiler: &mut Compiler<'_>) -> Indica
     let datatype = if as_date { DataType::Date } else { DataType::Integer };
     let columns = part_columns(spec, products.iter().map(|product| (*product).to_owned()), datatype, compiler);
     let case_id = spec.expression("case_id_expression", compiler);
+    let demand = compiler.demand(Relation::Ledgers, spec.raw("case_id_expression"), spec.pointer());
+    compiler.reads_of(demand, &["section_id", "product_code", "balance"]);
     let reader = LedgerReader {
         section,
         products: products.into_iter().map(Box::from).collect(),

@@ -76,7 +76,7 @@ impl Registry {
         let missing = self.parts.get(&(kind, name.to_owned())).is_none_or(Json::is_null);
         if missing {
             let problem = SpecProblem { pointer: String::new(), message: format!("`{DEFINITION}` is required") };
-            return Err(SpecErrors { problems: vec![problem] });
+            return Err(vec![problem].into());
         }
         let mut compiler = Compiler::new(Named { domain: Some(self), ..Named::default() });
         compiler.part(kind, name);

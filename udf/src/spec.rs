@@ -11,8 +11,10 @@ use serde_json::{Map, Value as Json};
 
 use crate::{
     coerce::DataType,
+    context::Relation,
     error::{MAX_PROBLEMS, SpecErrors, SpecProblem},
     expr::{self, Expr, Expression},
+    facts::{DemandNo, Facts, Item},
     filter::{self, Filter},
     registry::{DEFINITION, NameKind, Registry},
 };
@@ -50,23 +52,18 @@ type Parts<'s, T> = HashMap<&'s str, Part<'s, T>>;
 /// A named expression with its number.
 type Numbered = (usize, Arc<dyn Expression>);
 
-/// What was found out beside the result.
-#[derive(Debug, Default)]
-pub(crate) struct Facts {
-    /// Results change as time passes.
-    pub(crate) reads_clock: bool,
-    /// What the result uses of the domain's registry.
-    pub(crate) uses: BTreeSet<(NameKind, String)>,
-}
-
 /// Collects problems, named parts and facts about what was compiled.
 pub(crate) struct Compiler<'s> {
     problems: Vec<SpecProblem>,
+    unknown_types: BTreeSet<String>,
     expressions: Parts<'s, Numbered>,
     filters: Parts<'s, Arc<Filter>>,
     filters_visible: bool,
     slots: usize,
     facts: Facts,
+    /// What the part being compiled is evaluated on, and what its `root_doc` is.
+    item: Item,
+    root: Item,
     /// Levels above the part being compiled, and the deepest level below it.
     depth: usize,
     deepest: usize,
@@ -81,11 +78,14 @@ impl<'s> Compiler<'s> {
     pub(crate) fn new(named: Named<'s>) -> Self {
         let mut compiler = Self {
             problems: Vec::new(),
+            unknown_types: BTreeSet::new(),
             expressions: parts(named.domain, NameKind::Expression, named.expressions, "/named_expressions"),
             filters: parts(named.domain, NameKind::Filter, named.filters, "/named_filters"),
             filters_visible: false,
             slots: 0,
             facts: Facts::default(),
+            item: Item::Own,
+            root: Item::Own,
             depth: 0,
             deepest: 0,
         };
@@ -126,9 +126,59 @@ impl<'s> Compiler<'s> {
         }
     }
 
+    /// Notes that a type of that name does not exist; `message` says so.
+    pub(crate) fn unknown_type(&mut self, pointer: &str, name: &str, message: String) {
+        self.unknown_types.insert(name.to_owned());
+        self.problem(pointer, message);
+    }
+
+    /// Notes that documents are asked for, by a key that is computed on the present item.
+    pub(crate) fn demand(&mut self, relation: Relation, key: Option<&Json>, pointer: &str) -> DemandNo {
+        self.facts.demand(relation, key.unwrap_or(&Json::Null), self.item, pointer)
+    }
+
+    /// The demand whose document the present item is.
+    pub(crate) fn found_by(&self) -> Option<DemandNo> {
+        self.item.demand()
+    }
+
+    /// Notes that a property of the present item is read.
+    pub(crate) fn reads(&mut self, property: impl Into<String>) {
+        self.facts.reads(self.item, property.into());
+    }
+
+    /// Notes that properties of found documents are read.
+    pub(crate) fn reads_of(&mut self, demand: DemandNo, properties: &[&str]) {
+        for property in properties {
+            self.facts.reads(Item::Found(demand), (*property).to_owned());
+        }
+    }
+
+    /// Compiles something that is evaluated on another item.
+    pub(crate) fn on<T>(&mut self, item: Item, compile: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.item, item);
+        let compiled = compile(self);
+        self.item = before;
+        compiled
+    }
+
+    /// Compiles something that is evaluated on the root document.
+    pub(crate) fn on_root<T>(&mut self, compile: impl FnOnce(&mut Self) -> T) -> T {
+        self.on(self.root, compile)
+    }
+
+    /// Compiles something that is evaluated on a found document, which is the root document inside.
+    pub(crate) fn inside<T>(&mut self, demand: DemandNo, compile: impl FnOnce(&mut Self) -> T) -> T {
+        let root = std::mem::replace(&mut self.root, Item::Found(demand));
+        let compiled = self.on(Item::Found(demand), compile);
+        self.root = root;
+        compiled
+    }
+
     /// Compiles a part one level further down; a part that is too deep is a problem and not compiled.
     pub(crate) fn nested<T>(&mut self, pointer: &str, compile: impl FnOnce(&mut Self) -> T, stand_in: fn() -> T) -> T {
         self.depth += 1;
+        self.facts.parts += 1;
         let part = if self.reach(0, pointer) { compile(self) } else { stand_in() };
         self.depth -= 1;
         part
@@ -235,7 +285,11 @@ impl<'s> Compiler<'s> {
 
     /// The result, unless there were problems; and what was found out beside it.
     pub(crate) fn finish<T>(self, result: T) -> Result<(T, Facts), SpecErrors> {
-        if self.problems.is_empty() { Ok((result, self.facts)) } else { Err(SpecErrors { problems: self.problems }) }
+        if self.problems.is_empty() {
+            Ok((result, self.facts))
+        } else {
+            Err(SpecErrors { problems: self.problems, unknown_types: self.unknown_types })
+        }
     }
 }
 

@@ -44,14 +44,17 @@ enum Custom {
     Person { finders: Vec<(Finder, Vec<Name>)> },
 }
 
-fn person(finders: &[(Relation, &[&str])]) -> Custom {
-    let finders = finders
-        .iter()
-        .map(|(relation, names)| (Finder::new(relation.clone()), names.iter().map(|name| Name::new(name)).collect()));
+fn person(finders: &[(Relation, &[&str])], pointer: &str, compiler: &mut Compiler<'_>) -> Custom {
+    let finders = finders.iter().map(|(relation, names)| {
+        // The key is the value that is transformed.
+        let demand = compiler.demand(relation.clone(), None, pointer);
+        compiler.reads_of(demand, names);
+        (Finder::new(relation.clone()), names.iter().map(|name| Name::new(name)).collect())
+    });
     Custom::Person { finders: finders.collect() }
 }
 
-fn custom(name: &str, compiler: &mut Compiler<'_>) -> Option<Custom> {
+fn custom(name: &str, pointer: &str, compiler: &mut Compiler<'_>) -> Option<Custom> {
     let users = (Relation::Document(DocKind::User), &["username"][..]);
     let web_users = (Relation::OtherDocument("WebUser".into()), &["username"][..]);
     let groups = (Relation::OtherDocument("Group".into()), &["name"][..]);
@@ -66,12 +69,12 @@ fn custom(name: &str, compiler: &mut Compiler<'_>) -> Option<Custom> {
         "ethiopian_date_to_gregorian_date" => Custom::ToGregorian,
         "gregorian_date_to_ethiopian_date" => Custom::FromGregorian,
         "user_without_domain_display" => Custom::WithoutDomain,
-        "user_display" => person(&[users, web_users]),
+        "user_display" => person(&[users, web_users], pointer, compiler),
         "user_display_including_name" => {
             let names = &["username", "first_name", "last_name"][..];
-            person(&[(users.0, names), (web_users.0, names)])
+            person(&[(users.0, names), (web_users.0, names)], pointer, compiler)
         }
-        "owner_display" => person(&[users, groups, places]),
+        "owner_display" => person(&[users, groups, places], pointer, compiler),
         _ => return None,
     })
 }
@@ -87,9 +90,9 @@ pub(crate) fn compile(json: &Json, pointer: &str, compiler: &mut Compiler<'_>) -
     let kind = match spec.text("type", compiler) {
         Some("custom") => {
             let name = spec.text("custom_type", compiler).unwrap_or_default();
-            let found = custom(name, compiler);
+            let found = custom(name, pointer, compiler);
             if found.is_none() && !name.is_empty() {
-                compiler.problem(&spec.at("custom_type"), format!("`{name}` is not a custom transform"));
+                compiler.unknown_type(&spec.at("custom_type"), name, format!("`{name}` is not a custom transform"));
             }
             found.map_or(Kind::Unchanged, Kind::Custom)
         }
@@ -110,7 +113,7 @@ pub(crate) fn compile(json: &Json, pointer: &str, compiler: &mut Compiler<'_>) -
             Kind::Nested(part("inner_expression"), part("outer_expression"))
         }
         Some(other) => {
-            compiler.problem(&spec.at("type"), format!("`{other}` is not a transform type"));
+            compiler.unknown_type(&spec.at("type"), other, format!("`{other}` is not a transform type"));
             Kind::Unchanged
         }
         None => Kind::Unchanged,

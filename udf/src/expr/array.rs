@@ -4,6 +4,7 @@ use super::{Compile, Expr, Expression};
 use crate::{
     context::Context,
     error::EvalError,
+    facts::DemandNo,
     spec::{Compiler, Spec},
     value::Value,
 };
@@ -29,6 +30,10 @@ impl Expression for ArrayIndex {
         let Value::List(list) = self.array.eval(item, context)? else { return Ok(Value::Null) };
         let index = self.index.eval(item, context)?;
         Ok(position(&index, list.len()).and_then(|index| list.get(index)).unwrap_or(Value::Null))
+    }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        self.array.found_by()
     }
 }
 

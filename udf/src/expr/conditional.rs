@@ -4,6 +4,7 @@ use super::{Compile, Expr, Expression};
 use crate::{
     context::Context,
     error::EvalError,
+    facts::DemandNo,
     filter::Filter,
     spec::{Compiler, Spec},
     value::Value,
@@ -34,6 +35,10 @@ impl Expression for Conditional {
         } else {
             self.if_false.eval(item, context)
         }
+    }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        self.if_true.found_by().or_else(|| self.if_false.found_by())
     }
 }
 

@@ -5,6 +5,7 @@ use crate::{
     coerce::DataType,
     context::Context,
     error::EvalError,
+    facts::DemandNo,
     spec::{Compiler, Spec},
     value::{Name, Value},
 };
@@ -33,7 +34,10 @@ impl Compile for PropertyName {
         let property = match spec.required("property_name", compiler) {
             None => Property::Computed(stand_in()),
             Some(json) => match json.as_str() {
-                Some(name) => Property::Fixed(Name::new(name)),
+                Some(name) => {
+                    compiler.reads(name);
+                    Property::Fixed(Name::new(name))
+                }
                 None => Property::Computed(compile(json, &spec.at("property_name"), compiler)),
             },
         };
@@ -77,6 +81,7 @@ impl PropertyPath {
 impl Compile for PropertyPath {
     fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
         let path = spec.texts("property_path", compiler);
+        compiler.reads(path.join("."));
         Self::fixed(&path, spec.optional_datatype(compiler))
     }
 }
@@ -93,17 +98,23 @@ impl Expression for PropertyPath {
 
 /// The item itself.
 #[derive(Debug)]
-pub(crate) struct Identity;
+pub(crate) struct Identity {
+    demand: Option<DemandNo>,
+}
 
 impl Compile for Identity {
-    fn compile(_: &Spec<'_>, _: &mut Compiler<'_>) -> Self {
-        Self
+    fn compile(_: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
+        Self { demand: compiler.found_by() }
     }
 }
 
 impl Expression for Identity {
     fn eval<'a>(&'a self, item: &Value<'a>, _: &mut Context<'a, '_>) -> Result<Value<'a>, EvalError> {
         Ok(item.clone())
+    }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        self.demand
     }
 }
 

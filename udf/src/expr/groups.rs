@@ -4,6 +4,7 @@ use super::{Compile, Expr, Expression};
 use crate::{
     context::{Context, Relation},
     error::EvalError,
+    facts::DemandNo,
     spec::{Compiler, Spec},
     value::Value,
 };
@@ -14,11 +15,13 @@ macro_rules! groups {
         #[derive(Debug)]
         pub(crate) struct $type {
             user_id: Expr,
+            demand: DemandNo,
         }
 
         impl Compile for $type {
             fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
-                Self { user_id: spec.expression("user_id_expression", compiler) }
+                let user_id = spec.expression("user_id_expression", compiler);
+                Self { user_id, demand: compiler.demand($relation, spec.raw("user_id_expression"), spec.pointer()) }
             }
         }
 
@@ -30,6 +33,10 @@ macro_rules! groups {
                     }
                     _ => Vec::new(),
                 }))
+            }
+
+            fn found_by(&self) -> Option<DemandNo> {
+                Some(self.demand)
             }
         }
     )*};

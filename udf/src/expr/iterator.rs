@@ -4,6 +4,7 @@ use super::{Compile, Expr, Expression, compile};
 use crate::{
     context::Context,
     error::EvalError,
+    facts::Item,
     filter::{self, Filter},
     spec::{Compiler, Spec, join},
     value::Value,
@@ -22,7 +23,9 @@ impl Compile for Iterator {
         for (i, json) in spec.list("expressions", compiler).iter().enumerate() {
             expressions.push(compile(json, &join(&spec.at("expressions"), &i.to_string()), compiler));
         }
-        let test = spec.optional("test").map(|json| filter::compile(json, &spec.at("test"), compiler));
+        let test = spec
+            .optional("test")
+            .map(|json| compiler.on(Item::Other, |compiler| filter::compile(json, &spec.at("test"), compiler)));
         Self { expressions, test }
     }
 }

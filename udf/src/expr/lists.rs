@@ -6,6 +6,7 @@ use super::{Compile, Expr, Expression};
 use crate::{
     context::Context,
     error::EvalError,
+    facts::{DemandNo, Item},
     filter::Filter,
     python::Arithmetic,
     spec::{Compiler, Spec},
@@ -21,10 +22,9 @@ pub(crate) struct FilterItems {
 
 impl Compile for FilterItems {
     fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
-        Self {
-            items: spec.expression("items_expression", compiler),
-            filter: spec.filter("filter_expression", compiler),
-        }
+        let items = spec.expression("items_expression", compiler);
+        let element = Item::found_by(items.found_by());
+        Self { items, filter: compiler.on(element, |compiler| spec.filter("filter_expression", compiler)) }
     }
 }
 
@@ -40,6 +40,10 @@ impl Expression for FilterItems {
         }
         Ok(Value::list(kept))
     }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        self.items.found_by()
+    }
 }
 
 /// One value per element.
@@ -51,7 +55,9 @@ pub(crate) struct MapItems {
 
 impl Compile for MapItems {
     fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
-        Self { items: spec.expression("items_expression", compiler), map: spec.expression("map_expression", compiler) }
+        let items = spec.expression("items_expression", compiler);
+        let element = Item::found_by(items.found_by());
+        Self { items, map: compiler.on(element, |compiler| spec.expression("map_expression", compiler)) }
     }
 }
 
@@ -85,11 +91,9 @@ impl Compile for SortItems {
                 false
             }
         };
-        Self {
-            items: spec.expression("items_expression", compiler),
-            key: spec.expression("sort_expression", compiler),
-            descending,
-        }
+        let items = spec.expression("items_expression", compiler);
+        let element = Item::found_by(items.found_by());
+        Self { items, key: compiler.on(element, |compiler| spec.expression("sort_expression", compiler)), descending }
     }
 }
 
@@ -111,6 +115,10 @@ impl Expression for SortItems {
             Ok::<_, TypeError>(if self.descending { order.reverse() } else { order })
         });
         Ok(Value::list(sorted.unwrap_or_default().into_iter().map(|(_, element)| element).collect()))
+    }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        self.items.found_by()
     }
 }
 
@@ -201,6 +209,13 @@ impl Expression for ReduceItems {
                 sum
             }
         })
+    }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        match self.aggregation {
+            Aggregation::First | Aggregation::Last => self.items.found_by(),
+            Aggregation::Sum | Aggregation::Count | Aggregation::Min | Aggregation::Max => None,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use super::{Compile, Expr, Expression, related_doc::Finder};
 use crate::{
     context::{Context, Relation},
     error::EvalError,
+    facts::DemandNo,
     spec::{Compiler, Spec},
     value::{Name, Value},
 };
@@ -53,6 +54,13 @@ impl Places {
     }
 }
 
+/// Notes the demand for a location, and what is read of it.
+fn demand(spec: &Spec<'_>, key: &str, reads: &[&str], compiler: &mut Compiler<'_>) -> DemandNo {
+    let demand = compiler.demand(Relation::Document(DocKind::Location), spec.raw(key), spec.pointer());
+    compiler.reads_of(demand, reads);
+    demand
+}
+
 /// The nearest ancestor of a location type, itself excluded: the whole location or one property.
 #[derive(Debug)]
 pub(crate) struct AncestorLocation {
@@ -60,16 +68,17 @@ pub(crate) struct AncestorLocation {
     location_id: Expr,
     location_type: Expr,
     property: Option<Name>,
+    demand: DemandNo,
 }
 
 impl Compile for AncestorLocation {
     fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
-        Self {
-            places: Places::new(),
-            location_id: spec.expression("location_id", compiler),
-            location_type: spec.expression("location_type", compiler),
-            property: spec.optional_text("location_property", compiler).map(Name::new),
-        }
+        let location_id = spec.expression("location_id", compiler);
+        let location_type = spec.expression("location_type", compiler);
+        let property = spec.optional_text("location_property", compiler);
+        let demand = demand(spec, "location_id", &["location_type", "parent_location_id"], compiler);
+        compiler.reads_of(demand, property.as_slice());
+        Self { places: Places::new(), location_id, location_type, property: property.map(Name::new), demand }
     }
 }
 
@@ -92,6 +101,10 @@ impl Expression for AncestorLocation {
         }
         Ok(Value::Null)
     }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        self.property.is_none().then_some(self.demand)
+    }
 }
 
 /// The type name of a location.
@@ -103,7 +116,9 @@ pub(crate) struct LocationTypeName {
 
 impl Compile for LocationTypeName {
     fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
-        Self { places: Places::new(), location_id: spec.expression("location_id_expression", compiler) }
+        let location_id = spec.expression("location_id_expression", compiler);
+        demand(spec, "location_id_expression", &["location_type"], compiler);
+        Self { places: Places::new(), location_id }
     }
 }
 
@@ -124,7 +139,9 @@ pub(crate) struct LocationParentId {
 
 impl Compile for LocationParentId {
     fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
-        Self { places: Places::new(), location_id: spec.expression("location_id_expression", compiler) }
+        let location_id = spec.expression("location_id_expression", compiler);
+        demand(spec, "location_id_expression", &["parent_location_id"], compiler);
+        Self { places: Places::new(), location_id }
     }
 }
 

@@ -6,6 +6,7 @@ use super::{Compile, Expression, stand_in};
 use crate::{
     context::Context,
     error::EvalError,
+    facts::DemandNo,
     spec::{Compiler, Spec},
     value::Value,
 };
@@ -54,6 +55,10 @@ impl Expression for NamedExpression {
             }
         }
         Ok(value)
+    }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        self.expression.found_by()
     }
 
     fn constant(&self) -> Option<&Value<'static>> {

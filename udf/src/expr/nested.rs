@@ -4,6 +4,7 @@ use super::{Compile, Expr, Expression};
 use crate::{
     context::Context,
     error::EvalError,
+    facts::{DemandNo, Item},
     spec::{Compiler, Spec},
     value::Value,
 };
@@ -17,10 +18,9 @@ pub(crate) struct Nested {
 
 impl Compile for Nested {
     fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
-        Self {
-            argument: spec.expression("argument_expression", compiler),
-            value: spec.expression("value_expression", compiler),
-        }
+        let argument = spec.expression("argument_expression", compiler);
+        let item = Item::found_by(argument.found_by());
+        Self { argument, value: compiler.on(item, |compiler| spec.expression("value_expression", compiler)) }
     }
 }
 
@@ -28,5 +28,9 @@ impl Expression for Nested {
     fn eval<'a>(&'a self, item: &Value<'a>, context: &mut Context<'a, '_>) -> Result<Value<'a>, EvalError> {
         let argument = self.argument.eval(item, context)?;
         self.value.eval(&argument, context)
+    }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        self.value.found_by()
     }
 }

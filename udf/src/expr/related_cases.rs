@@ -6,6 +6,7 @@ use super::{Compile, Expr, Expression, related_doc::Finder};
 use crate::{
     context::{Context, Relation},
     error::EvalError,
+    facts::{DemandNo, Item},
     spec::{Compiler, Spec},
     value::{Name, Value},
 };
@@ -19,13 +20,23 @@ pub(crate) struct IndexedCase {
     indices: Name,
     identifier: Name,
     referenced_id: Name,
+    demand: DemandNo,
 }
 
 impl Compile for IndexedCase {
     fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
+        let case = spec.expression("case_expression", compiler);
+        let index = spec.optional_text("index", compiler).unwrap_or("parent");
+        let key = serde_json::json!({"index": index});
+        let item = Item::found_by(case.found_by());
+        let demand = compiler.on(item, |compiler| {
+            compiler.reads("indices");
+            compiler.demand(Relation::Document(DocKind::Case), Some(&key), spec.pointer())
+        });
         Self {
-            case: spec.expression("case_expression", compiler),
-            index: spec.optional_text("index", compiler).unwrap_or("parent").into(),
+            case,
+            demand,
+            index: index.into(),
             finder: Finder::new(Relation::Document(DocKind::Case)),
             indices: Name::new("indices"),
             identifier: Name::new("identifier"),
@@ -45,6 +56,10 @@ impl Expression for IndexedCase {
         let Some(id) = id else { return Ok(Value::Null) };
         Ok(self.finder.find(&id, context).map_or(Value::Null, Value::from_doc))
     }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        Some(self.demand)
+    }
 }
 
 fn all<'a>(found: Vec<Doc>) -> Value<'a> {
@@ -55,11 +70,14 @@ fn all<'a>(found: Vec<Doc>) -> Value<'a> {
 #[derive(Debug)]
 pub(crate) struct Subcases {
     case_id: Expr,
+    demand: DemandNo,
 }
 
 impl Compile for Subcases {
     fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
-        Self { case_id: spec.expression("case_id_expression", compiler) }
+        let case_id = spec.expression("case_id_expression", compiler);
+        let demand = compiler.demand(Relation::Subcases, spec.raw("case_id_expression"), spec.pointer());
+        Self { case_id, demand }
     }
 }
 
@@ -67,6 +85,10 @@ impl Expression for Subcases {
     fn eval<'a>(&'a self, item: &Value<'a>, context: &mut Context<'a, '_>) -> Result<Value<'a>, EvalError> {
         let Value::Text(id) = self.case_id.eval(item, context)? else { return Ok(all(Vec::new())) };
         Ok(all(if id.is_empty() { Vec::new() } else { context.related.get(&Relation::Subcases, &id) }))
+    }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        Some(self.demand)
     }
 }
 
@@ -76,15 +98,18 @@ pub(crate) struct CaseForms {
     case_id: Expr,
     namespaces: Vec<Box<str>>,
     xmlns: Name,
+    demand: DemandNo,
 }
 
 impl Compile for CaseForms {
     fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
-        Self {
-            case_id: spec.expression("case_id_expression", compiler),
-            namespaces: spec.optional_texts("xmlns", compiler).into_iter().map(Box::from).collect(),
-            xmlns: Name::new("xmlns"),
+        let case_id = spec.expression("case_id_expression", compiler);
+        let demand = compiler.demand(Relation::FormsOfCase, spec.raw("case_id_expression"), spec.pointer());
+        let namespaces: Vec<Box<str>> = spec.optional_texts("xmlns", compiler).into_iter().map(Box::from).collect();
+        if !namespaces.is_empty() {
+            compiler.reads_of(demand, &["xmlns"]);
         }
+        Self { case_id, demand, namespaces, xmlns: Name::new("xmlns") }
     }
 }
 
@@ -103,5 +128,9 @@ impl Expression for CaseForms {
             });
         }
         Ok(Value::list(forms))
+    }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        Some(self.demand)
     }
 }

@@ -6,6 +6,7 @@ use super::{Compile, Expr, Expression, stand_in};
 use crate::{
     context::{Context, Relation},
     error::EvalError,
+    facts::DemandNo,
     spec::{Compiler, Spec},
     value::{Name, Value},
 };
@@ -85,11 +86,10 @@ impl Compile for RelatedDoc {
         let Some(relation) = relation else {
             return Self { finder: Finder::new(Relation::Document(DocKind::Case)), id: stand_in(), value: stand_in() };
         };
-        Self {
-            finder: Finder::new(relation),
-            id: spec.expression("doc_id_expression", compiler),
-            value: spec.expression("value_expression", compiler),
-        }
+        let id = spec.expression("doc_id_expression", compiler);
+        let demand = compiler.demand(relation.clone(), spec.raw("doc_id_expression"), spec.pointer());
+        let value = compiler.inside(demand, |compiler| spec.expression("value_expression", compiler));
+        Self { finder: Finder::new(relation), id, value }
     }
 }
 
@@ -106,5 +106,9 @@ impl Expression for RelatedDoc {
         let value = self.value.eval(&found, &mut inside);
         context.steps = inside.steps;
         value
+    }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        self.value.found_by()
     }
 }

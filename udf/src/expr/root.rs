@@ -4,6 +4,7 @@ use super::{Compile, Expr, Expression};
 use crate::{
     context::Context,
     error::EvalError,
+    facts::DemandNo,
     spec::{Compiler, Spec},
     value::Value,
 };
@@ -16,7 +17,7 @@ pub(crate) struct RootDoc {
 
 impl Compile for RootDoc {
     fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> Self {
-        Self { expression: spec.expression("expression", compiler) }
+        Self { expression: compiler.on_root(|compiler| spec.expression("expression", compiler)) }
     }
 }
 
@@ -26,6 +27,10 @@ impl Expression for RootDoc {
             Some(root) => self.expression.eval(&root, context),
             None => Ok(Value::Null),
         }
+    }
+
+    fn found_by(&self) -> Option<DemandNo> {
+        self.expression.found_by()
     }
 }
 

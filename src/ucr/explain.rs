@@ -123,7 +123,7 @@ pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The data source of a document and where it stands in it: a static one is inside, and belongs to several domains.
-pub(crate) fn definition(document: &Json) -> (Json, &'static str) {
+fn definition(document: &Json) -> (Json, &'static str) {
     let Some(config) = document.get("config").filter(|config| config.is_object()) else {
         return (document.clone(), "");
     };

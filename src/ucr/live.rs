@@ -46,6 +46,9 @@ pub(crate) struct Installed {
     last: Position,
 }
 
+/// A document that is put, or deleted: its kind, its id, what it is now.
+pub(crate) type Change = (DocKind, String, Option<Json>);
+
 /// A clock that stands.
 #[derive(Debug)]
 struct Standing(i64);
@@ -104,21 +107,13 @@ impl Live {
     ///
     /// # Errors
     /// An id that no document can have, or the dataflow has stopped.
-    pub(crate) async fn change(
-        &mut self,
-        installed: &mut Installed,
-        changes: Vec<(DocKind, String, Option<Json>)>,
-    ) -> anyhow::Result<()> {
+    pub(crate) async fn change(&mut self, installed: &mut Installed, changes: Vec<Change>) -> anyhow::Result<()> {
         installed.last = self.commit(&installed.domain, changes).await?;
         self.pipeline.visible(installed.last).await?;
         Ok(())
     }
 
-    async fn commit(
-        &mut self,
-        domain: &DomainId,
-        changes: Vec<(DocKind, String, Option<Json>)>,
-    ) -> anyhow::Result<Position> {
+    async fn commit(&mut self, domain: &DomainId, changes: Vec<Change>) -> anyhow::Result<Position> {
         let mut documents = Vec::with_capacity(changes.len());
         for (kind, id, body) in changes {
             self.stamp += 1;

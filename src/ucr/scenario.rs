@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
-use schemas::{change::DocKind, doc::Doc, position::Stamp, row::Row};
+use schemas::{doc::Doc, position::Stamp, row::Row};
 use serde_json::Value as Json;
 use udf::DataSource;
 
 use super::{
-    live::Live,
+    live::{Change, Live},
     rows::{can_be_saved, compare},
     store::{Store, carried, kinds},
     typed::stored,
@@ -31,8 +31,8 @@ impl<'s> Event<'s> {
     }
 }
 
-/// Runs a scenario: its last state computed from scratch and its changes one by one through the dataflow must both give
-/// the expected rows. The inner result is what is different.
+/// Runs a scenario: after each of its changes the live table must equal the rows computed from scratch, and after the last
+/// one these must be the expected rows. The inner result is the first difference.
 ///
 /// # Errors
 /// The scenario is not of the format, or the dataflow cannot be read.
@@ -42,17 +42,19 @@ pub(crate) async fn run(scenario: &Json, definition: &Json, live: &mut Live) -> 
         Err(errors) => return Ok(Err(errors.to_string())),
     };
     let events = scenario["events"].as_array().context("`events` must be a list")?;
-    let events: Vec<Event<'_>> = events.iter().map(Event::read).collect::<anyhow::Result<_>>()?;
+    let expected = scenario["expected_rows"].as_object().context("`expected_rows` must be a mapping")?;
+    let mut installed = live.install(definition).await?;
     let mut documents: BTreeMap<String, Json> = BTreeMap::new();
-    for event in &events {
-        match event {
-            Event::Put { id, document } => drop(documents.insert((*id).to_owned(), (*document).clone())),
-            Event::Delete { id } => drop(documents.remove(*id)),
+    let mut rebuilt = BTreeMap::new();
+    for (number, event) in events.iter().enumerate() {
+        let changes = apply(&Event::read(event)?, &mut documents);
+        live.change(&mut installed, changes).await?;
+        rebuilt = rebuild(&source, &mut Store::of_documents(documents.clone(), source.domain()), live.now());
+        let rows = rebuilt.values().flatten().cloned().collect();
+        if let Some(difference) = live.difference(&installed, &source, None, rows).await? {
+            return Ok(Err(format!("after event {}: {difference}", number + 1)));
         }
     }
-    let mut store = Store::of_documents(documents, source.domain());
-    let expected = scenario["expected_rows"].as_object().context("`expected_rows` must be a mapping")?;
-    let rebuilt = rebuild(&source, &mut store, live.now());
     let ids: BTreeSet<&String> = rebuilt.keys().chain(expected.keys()).collect();
     for id in ids {
         let wanted = expected.get(id).filter(|rows| can_be_saved(&source, rows));
@@ -62,22 +64,22 @@ pub(crate) async fn run(scenario: &Json, definition: &Json, live: &mut Live) -> 
             return Ok(Err(format!("{id}: {difference}")));
         }
     }
-    let mut installed = live.install(definition).await?;
-    let mut present: BTreeMap<&str, Vec<DocKind>> = BTreeMap::new();
-    for event in events {
-        let (id, document) = match event {
-            Event::Put { id, document } => (id, Some(document)),
-            Event::Delete { id } => (id, None),
-        };
-        let now = document.map(kinds).unwrap_or_default();
-        let before = present.insert(id, now.clone()).unwrap_or_default();
-        let gone = before.into_iter().filter(|kind| !now.contains(kind)).map(|kind| (kind, id.to_owned(), None));
-        let put = document.into_iter().flat_map(|document| carried(id, document));
-        let changes = gone.chain(put.map(|put| (put.kind, put.id, Some(put.body)))).collect();
-        live.change(&mut installed, changes).await?;
-    }
-    let rebuilt = rebuilt.into_values().flatten().collect();
-    Ok(live.difference(&installed, &source, None, rebuilt).await?.map_or(Ok(()), Err))
+    Ok(Ok(()))
+}
+
+/// Applies an event to the documents and returns it as a change of the log. A document that becomes one of another type is
+/// gone under the kinds that it had.
+fn apply(event: &Event<'_>, documents: &mut BTreeMap<String, Json>) -> Vec<Change> {
+    let (id, put, before) = match event {
+        Event::Put { id, document } => {
+            (*id, carried(id, document), documents.insert((*id).to_owned(), (*document).clone()))
+        }
+        Event::Delete { id } => (*id, Vec::new(), documents.remove(*id)),
+    };
+    let before = before.as_ref().map(kinds).unwrap_or_default().into_iter();
+    let gone = before.filter(|kind| put.iter().all(|put| put.kind != *kind)).map(|kind| (kind, id.to_owned(), None));
+    let gone: Vec<Change> = gone.collect();
+    gone.into_iter().chain(put.into_iter().map(|put| (put.kind, put.id, Some(put.body)))).collect()
 }
 
 /// The rows of every document, computed from scratch; a document that fails has none.

@@ -137,9 +137,12 @@ impl Suite {
     }
 
     /// Whether the dataflow has the rows that were computed from scratch. The document comes first, so that what it reads
-    /// changes after it.
+    /// changes after it. A deactivated data source has no table.
     async fn maintained(&mut self, rebuilt: Rebuilt) -> anyhow::Result<Result<(), String>> {
         let Rebuilt { source, definition, store, id, document, rows, now } = rebuilt;
+        if source.is_deactivated() {
+            return Ok(Ok(()));
+        }
         let live = self.at(now);
         let mut installed = live.install(&definition).await?;
         live.change(&mut installed, vec![(source.kind(), id.clone(), Some(document))]).await?;

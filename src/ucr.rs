@@ -10,6 +10,8 @@ mod rows;
 mod scenario;
 mod store;
 mod suite;
+#[cfg(test)]
+mod tests;
 mod typed;
 mod vector;
 

@@ -12,5 +12,6 @@ mod operations;
 mod outage;
 mod postgres;
 mod receiver;
+mod reorder;
 mod schemes;
 mod service;

@@ -3,7 +3,8 @@
 //! In:  definition documents (put and deleted), and reports of builds that ended. Out: [`Command`]s for the workers, and
 //! the names under which finished tables are published.
 //!
-//! A changed definition is a new instance beside the published one. Aggregate views over a data source that is being
+//! A changed definition is a new instance beside the published one; so is a data source whose domain has changed a named
+//! expression or filter that it uses. Aggregate views over a data source that is being
 //! replaced are built again on its new instance, and all of them take the old ones' place in one tick.
 
 use std::{
@@ -21,13 +22,13 @@ use schemas::{
 };
 use serde_json::Value;
 use udf::{
-    DataSource,
+    DataSource, NameKind, Registry,
     aggregate_view::{AggregateView, UPDATED_AT},
 };
 
 use crate::{
     table::TableWriter,
-    view::{Command, Instance, Logic, RowLogic, ViewNo, case_documents, form_documents, view_errors},
+    view::{Command, DOCUMENT_TABLES, Instance, Logic, RowLogic, ViewNo, documents, view_errors},
 };
 
 /// A `system.view_errors` without rows.
@@ -67,6 +68,8 @@ struct Errors {
 #[derive(Default)]
 pub(crate) struct Catalog {
     definitions: BTreeMap<DefinitionKey, Definition>,
+    /// Named expressions and filters of each domain.
+    registries: HashMap<DomainId, Registry>,
     instances: HashMap<ViewNo, Installed>,
     errors: HashMap<DomainId, Errors>,
     last: u32,
@@ -77,24 +80,20 @@ pub(crate) struct Catalog {
     published: HashMap<DomainId, Arc<DomainTables>>,
 }
 
-/// Ids of the built-in views; they have no definition document and cannot be dropped.
-const BUILT_IN: [(&str, DocKind); 2] = [("case_documents", DocKind::Case), ("form_documents", DocKind::Form)];
-
 impl Catalog {
-    /// Installs the built-in views of a domain that is seen for the first time.
+    /// Installs the built-in views of a domain that is seen for the first time. They have no definition document and cannot be
+    /// dropped.
     pub(crate) fn domain(&mut self, domain: &DomainId) -> Vec<Command> {
         if self.published.contains_key(domain) {
             return Vec::new();
         }
         self.published.insert(domain.clone(), Arc::default());
         let mut commands = Vec::new();
-        for (id, kind) in BUILT_IN {
-            let (logic, schema) = match kind {
-                DocKind::Case => (RowLogic::CaseDocuments, case_documents()),
-                _ => (RowLogic::FormDocuments, form_documents()),
-            };
+        for (id, kind) in DOCUMENT_TABLES {
+            let schema = documents(kind);
             let stamp_column = schema.position("indexed_on");
-            let no = self.install(domain, id, Logic::Rows(logic), Arc::new(schema), stamp_column, &mut commands);
+            let logic = Logic::Rows(RowLogic::Documents(kind));
+            let no = self.install(domain, id, logic, Arc::new(schema), stamp_column, &mut commands);
             let definition = Definition { building: Some(no), ..Definition::default() };
             self.definitions.insert((domain.clone(), kind, id.to_owned()), definition);
         }
@@ -129,7 +128,7 @@ impl Catalog {
         no
     }
 
-    /// Takes in a definition document; `None` drops the view.
+    /// Takes in a definition document; `None` drops the view or the name.
     pub(crate) fn define(
         &mut self,
         domain: &DomainId,
@@ -138,6 +137,10 @@ impl Catalog {
         document: Option<&str>,
     ) -> Vec<Command> {
         let mut commands = self.domain(domain);
+        if let Some(kind) = NameKind::of(kind) {
+            self.name(domain, kind, id, document, &mut commands);
+            return commands;
+        }
         let key = (domain.clone(), kind, id.to_owned());
         let Some(text) = document else {
             self.drop_view(&key, &mut commands);
@@ -154,10 +157,44 @@ impl Catalog {
         commands
     }
 
+    /// Takes in a named expression or filter. The data sources that use it are built again, and those that could not be
+    /// compiled are tried again.
+    fn name(
+        &mut self,
+        domain: &DomainId,
+        kind: NameKind,
+        name: &str,
+        document: Option<&str>,
+        commands: &mut Vec<Command>,
+    ) {
+        let registry = self.registries.entry(domain.clone()).or_default();
+        let changed = match document {
+            Some(text) => registry.put(kind, name, &serde_json::from_str(text).unwrap_or_default()),
+            None => registry.remove(kind, name),
+        };
+        if !changed {
+            return;
+        }
+        let uses = |no: ViewNo| {
+            let logic = self.instances.get(&no).map(|installed| &installed.instance.logic);
+            matches!(logic, Some(Logic::Rows(RowLogic::Source(source))) if source.uses(kind, name))
+        };
+        let concerned = self.definitions.iter().filter(|((of, kind, _), definition)| {
+            let newest = definition.building.or(definition.live);
+            of == domain && *kind == DocKind::DataSource && (definition.failed.is_some() || newest.is_some_and(uses))
+        });
+        let concerned: Vec<DefinitionKey> = concerned.map(|(key, _)| key.clone()).collect();
+        for key in concerned {
+            self.dirty.insert(domain.clone());
+            self.build_source(&key, commands);
+        }
+    }
+
     fn build_source(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
         let (domain, _, id) = key;
         let Some(document) = self.definitions.get(key).map(|definition| definition.document.clone()) else { return };
-        let built = match DataSource::compile(&document) {
+        let named = self.registries.entry(domain.clone()).or_default();
+        let built = match DataSource::compile_in(&document, named) {
             Ok(source) if source.is_deactivated() => {
                 self.drop_instances(key, "it is deactivated", commands);
                 return;
@@ -469,7 +506,7 @@ fn names(instance: &Instance) -> Vec<TableName> {
             }
             names
         }
-        Logic::Rows(RowLogic::CaseDocuments | RowLogic::FormDocuments) => vec![TableName::new("system", &instance.id)],
+        Logic::Rows(RowLogic::Documents(_)) => vec![TableName::new("system", &instance.id)],
         Logic::Groups { .. } => vec![TableName::new("views", &instance.id)],
     }
 }

@@ -72,7 +72,7 @@ pub(crate) struct Arriving {
 pub(crate) enum Content {
     /// What views are computed from.
     Document(Option<Version>),
-    /// What a view is.
+    /// What a view is, or what views share.
     Definition(Option<Arc<RawValue>>),
 }
 
@@ -90,7 +90,7 @@ impl Arriving {
     pub(crate) fn read(domain: &DomainId, document: &ChangedDocument) -> Self {
         let key = DocKey { domain: domain.clone(), kind: document.kind, id: document.id.clone() };
         let stamp = document.stamp;
-        let content = if matches!(document.kind, DocKind::DataSource | DocKind::AggregateView) {
+        let content = if document.kind.is_definition() {
             Content::Definition(document.body.clone())
         } else {
             Content::Document(document.body.as_ref().and_then(|body| match Doc::from_json(body.get()) {

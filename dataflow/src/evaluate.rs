@@ -247,9 +247,7 @@ impl Evaluator {
                 (Some(version), RowLogic::Source(source)) => source
                     .evaluate(&version.doc, version.stamp, self.now, &mut lookup)
                     .map_err(|error| error.to_string()),
-                (Some(version), RowLogic::CaseDocuments | RowLogic::FormDocuments) => {
-                    Ok(vec![document_row(schema, key.id.as_str(), version)])
-                }
+                (Some(version), RowLogic::Documents(_)) => Ok(vec![document_row(schema, key.id.as_str(), version)]),
             };
             let own = version.map_or(Stamp(0), |version| version.stamp);
             let stamp = own.max(lookup.newest);

@@ -43,6 +43,7 @@ impl RelationKind {
             udf::Relation::CaseSharingGroups => Some(Self::CaseSharingGroups),
             udf::Relation::ReportingGroups => Some(Self::ReportingGroups),
             udf::Relation::OtherDocument(doc_type) => match &**doc_type {
+                "WebUser" => Some(Self::Document(DocKind::WebUser)),
                 "Group" => Some(Self::Document(DocKind::Group)),
                 "FixtureDataType" => Some(Self::Document(DocKind::LookupTable)),
                 "FixtureDataItem" => Some(Self::Document(DocKind::LookupRow)),
@@ -142,13 +143,16 @@ pub(crate) fn contributions(key: &DocKey, version: Option<&Version>) -> Vec<Rela
             }
         }
         DocKind::User
+        | DocKind::WebUser
         | DocKind::Location
         | DocKind::LocationType
         | DocKind::LookupTable
         | DocKind::LookupRow
         | DocKind::Application
         | DocKind::DataSource
-        | DocKind::AggregateView => {}
+        | DocKind::AggregateView
+        | DocKind::NamedExpression
+        | DocKind::NamedFilter => {}
     }
     found.sort_unstable();
     found.dedup();

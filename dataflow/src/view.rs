@@ -37,10 +37,8 @@ pub(crate) enum Logic {
 pub(crate) enum RowLogic {
     /// A UCR data source.
     Source(Box<DataSource>),
-    /// The built-in table of all cases.
-    CaseDocuments,
-    /// The built-in table of all forms.
-    FormDocuments,
+    /// The built-in table of all documents of a kind.
+    Documents(DocKind),
 }
 
 impl RowLogic {
@@ -48,8 +46,7 @@ impl RowLogic {
     pub(crate) fn kind(&self) -> DocKind {
         match self {
             Self::Source(source) => source.kind(),
-            Self::CaseDocuments => DocKind::Case,
-            Self::FormDocuments => DocKind::Form,
+            Self::Documents(kind) => *kind,
         }
     }
 
@@ -57,7 +54,7 @@ impl RowLogic {
     pub(crate) fn gate(&self) -> Option<&Gate> {
         match self {
             Self::Source(source) => source.gate(),
-            Self::CaseDocuments | Self::FormDocuments => None,
+            Self::Documents(_) => None,
         }
     }
 
@@ -65,7 +62,7 @@ impl RowLogic {
     pub(crate) fn subtypes(&self) -> Option<&[String]> {
         match self {
             Self::Source(source) => source.subtypes(),
-            Self::CaseDocuments | Self::FormDocuments => None,
+            Self::Documents(_) => None,
         }
     }
 }
@@ -94,14 +91,29 @@ pub(crate) enum Command {
     Revisit(Arc<Instance>),
 }
 
-/// Schema of `system.case_documents`.
-pub(crate) fn case_documents() -> TableSchema {
+/// The built-in tables: each is called after a kind of document and has all documents of that kind.
+pub(crate) const DOCUMENT_TABLES: [(&str, DocKind); 10] = [
+    ("case_documents", DocKind::Case),
+    ("form_documents", DocKind::Form),
+    ("user_documents", DocKind::User),
+    ("web_user_documents", DocKind::WebUser),
+    ("location_documents", DocKind::Location),
+    ("location_type_documents", DocKind::LocationType),
+    ("group_documents", DocKind::Group),
+    ("lookup_table_documents", DocKind::LookupTable),
+    ("lookup_row_documents", DocKind::LookupRow),
+    ("application_documents", DocKind::Application),
+];
+
+/// Schema of a kind's built-in table: the document's id, properties that readers filter and order by, the stamp of its last
+/// change, and the whole document.
+pub(crate) fn documents(kind: DocKind) -> TableSchema {
     let text = |name| Column::new(name, ColumnType::Text);
     let at = |name| Column::new(name, ColumnType::Datetime);
     let flag = |name| Column::new(name, ColumnType::Boolean);
-    TableSchema {
-        columns: vec![
-            Column::required("doc_id", ColumnType::Text),
+    let number = |name| Column::new(name, ColumnType::BigInteger);
+    let properties = match kind {
+        DocKind::Case => vec![
             text("type"),
             text("name"),
             text("owner_id"),
@@ -112,30 +124,40 @@ pub(crate) fn case_documents() -> TableSchema {
             at("closed_on"),
             at("modified_on"),
             at("server_modified_on"),
-            Column::required("indexed_on", ColumnType::Datetime),
-            Column::required("document", ColumnType::Text),
         ],
-        key: vec![0],
-    }
-}
-
-/// Schema of `system.form_documents`.
-pub(crate) fn form_documents() -> TableSchema {
-    let text = |name| Column::new(name, ColumnType::Text);
-    TableSchema {
-        columns: vec![
-            Column::required("doc_id", ColumnType::Text),
+        DocKind::Form => vec![
             text("xmlns"),
             text("app_id"),
             text("user_id"),
             text("doc_type"),
-            Column::new("received_on", ColumnType::Datetime),
-            Column::new("server_modified_on", ColumnType::Datetime),
-            Column::required("indexed_on", ColumnType::Datetime),
-            Column::required("document", ColumnType::Text),
+            at("received_on"),
+            at("server_modified_on"),
         ],
-        key: vec![0],
-    }
+        DocKind::User => vec![text("username"), text("location_id"), flag("is_active")],
+        DocKind::WebUser => vec![text("username")],
+        DocKind::Location => vec![
+            text("name"),
+            text("site_code"),
+            text("external_id"),
+            text("location_type"),
+            text("parent_id"),
+            flag("is_archived"),
+        ],
+        DocKind::LocationType => vec![text("name"), text("code")],
+        DocKind::Group | DocKind::Application => vec![text("name")],
+        DocKind::LookupTable => vec![text("tag")],
+        DocKind::LookupRow => vec![text("data_type_id"), number("sort_key")],
+        DocKind::Ledger
+        | DocKind::DataSource
+        | DocKind::AggregateView
+        | DocKind::NamedExpression
+        | DocKind::NamedFilter => Vec::new(),
+    };
+    let mut columns = vec![Column::required("doc_id", ColumnType::Text)];
+    columns.extend(properties);
+    columns.push(Column::required("indexed_on", ColumnType::Datetime));
+    columns.push(Column::required("document", ColumnType::Text));
+    TableSchema { columns, key: vec![0] }
 }
 
 /// Schema of `system.view_errors`.
@@ -166,6 +188,10 @@ pub(crate) fn document_row(schema: &TableSchema, id: &str, version: &Version) ->
         }
         (name, ColumnType::Boolean) => match property(name).map(Node::view) {
             Some(View::Bool(value)) => Cell::Bool(value),
+            _ => Cell::Null,
+        },
+        (name, ColumnType::BigInteger) => match property(name).map(Node::view) {
+            Some(View::Integer(value)) => Cell::Int(value),
             _ => Cell::Null,
         },
         (name, ColumnType::Datetime) => {

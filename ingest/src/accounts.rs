@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use schemas::{
+    change::DocKind,
     error::{Classify, ErrorClass},
-    id::{DomainId, UserId},
+    id::{DocId, DomainId, UserId},
     port::{Permission, Secret},
 };
+use serde_json::{Map, Value};
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
@@ -16,10 +18,10 @@ use crate::{
         password::{self, PasswordError},
     },
     domain::Domains,
-    error::DatabaseError,
+    error::{DatabaseError, WriteError},
     store::domains::{FLAGS, Settings},
     store::{databases::Databases, pool::Pool},
-    submit::directory::WORKER_SUFFIX,
+    submit::{Action, DirectoryChange, DirectoryWrite, Presence, directory::WORKER_SUFFIX, lanes::Lanes},
 };
 
 /// Bytes of randomness in passwords and API keys that are made here.
@@ -31,6 +33,9 @@ pub enum AccountError {
     /// The database.
     #[error(transparent)]
     Database(#[from] DatabaseError),
+    /// The lane of web users.
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// The password cannot be kept.
     #[error(transparent)]
     Password(#[from] PasswordError),
@@ -58,6 +63,7 @@ impl Classify for AccountError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Database(error) => error.class(),
+            Self::Write(error) => error.class(),
             Self::Password(_) | Self::UnknownFlag(_) => ErrorClass::BadRequest,
             Self::Taken(_) => ErrorClass::Conflict,
             Self::Unknown(_) | Self::UnknownDomain(_) => ErrorClass::NotFound,
@@ -69,8 +75,11 @@ impl Classify for AccountError {
 #[derive(Clone, Debug)]
 pub struct Accounts {
     pub(crate) databases: Databases,
+    pub(crate) lanes: Arc<Lanes>,
     pub(crate) domains: Arc<Domains>,
     pub(crate) auth: Arc<AccountAuthenticator>,
+    /// Whether what digest authentication needs of new passwords is kept.
+    pub(crate) keeps_digest: bool,
 }
 
 impl Accounts {
@@ -130,40 +139,74 @@ impl Accounts {
         domain: &DomainId,
         permissions: &[Permission],
     ) -> Result<UserId, AccountError> {
-        let client = self.databases.control().get().await?;
-        let taken =
-            client.query_typed_opt("SELECT 1 FROM accounts WHERE username = $1", &[(&username, Type::TEXT)]).await?;
-        if taken.is_some() {
+        if self.web_user_id(username).await?.is_some() {
             return Err(AccountError::Taken(username.to_owned()));
         }
+        let password_hash = Some(password::hash(password.0.clone()).await?);
+        let mut fields = membership(username, permissions);
+        fields.insert("password".to_owned(), password.0.as_str().into());
+        let action = Action::Merge { fields, presence: Presence::New };
+        self.write_web_user(domain, &Uuid::new_v4().simple().to_string(), action, password_hash).await
+    }
+
+    /// Lets a web user into a domain, or changes what they may do there.
+    ///
+    /// # Errors
+    /// [`AccountError`].
+    pub async fn join(
+        &self,
+        username: &str,
+        domain: &DomainId,
+        permissions: &[Permission],
+    ) -> Result<(), AccountError> {
+        let id = self.web_user_id(username).await?.ok_or_else(|| AccountError::Unknown(username.to_owned()))?;
+        let action = Action::Merge { fields: membership(username, permissions), presence: Presence::Any };
+        self.write_web_user(domain, &id, action, None).await?;
+        Ok(())
+    }
+
+    /// Takes a web user out of a domain; what they signed in with is refused there at once.
+    ///
+    /// # Errors
+    /// [`AccountError`].
+    pub async fn leave(&self, username: &str, domain: &DomainId) -> Result<(), AccountError> {
+        let id = self.web_user_id(username).await?.ok_or_else(|| AccountError::Unknown(username.to_owned()))?;
+        self.write_web_user(domain, &id, Action::Delete, None).await?;
+        Ok(())
+    }
+
+    /// The id of a web user.
+    ///
+    /// # Errors
+    /// [`DatabaseError`].
+    pub(crate) async fn web_user_id(&self, username: &str) -> Result<Option<String>, DatabaseError> {
+        let client = self.databases.control().get().await?;
+        let sql = "SELECT id FROM accounts WHERE username = $1";
+        let row = client.query_typed_opt(sql, &[(&username, Type::TEXT)]).await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?)
+    }
+
+    async fn write_web_user(
+        &self,
+        domain: &DomainId,
+        id: &str,
+        action: Action,
+        password_hash: Option<String>,
+    ) -> Result<UserId, AccountError> {
         if self.domains.find(domain).await?.is_none() {
             return Err(AccountError::UnknownDomain(domain.clone()));
         }
-        let hash = password::hash(password.0.clone()).await?;
-        let digest = self.auth.digest_hash(username, &password.0);
-        let id = Uuid::new_v4().simple().to_string();
-        let named = |permission: &Permission| PERMISSIONS.iter().find(|(known, _)| known == permission);
-        let names: Vec<&str> = permissions.iter().filter_map(named).map(|(_, name)| *name).collect();
-        let made = client
-            .query_typed(
-                "WITH account AS (INSERT INTO accounts (id, username, password_hash, digest_hash) VALUES ($1, $2, $3, $6) \
-                 ON CONFLICT DO NOTHING RETURNING id) \
-                 INSERT INTO memberships (account_id, domain, permissions) SELECT id, $4, $5 FROM account \
-                 RETURNING account_id",
-                &[
-                    (&id, Type::TEXT),
-                    (&username, Type::TEXT),
-                    (&hash, Type::TEXT),
-                    (&domain.as_str(), Type::TEXT),
-                    (&names, Type::TEXT_ARRAY),
-                    (&digest, Type::TEXT),
-                ],
-            )
-            .await?;
-        if made.is_empty() {
-            return Err(AccountError::Taken(username.to_owned()));
+        let damaged = |error| AccountError::Database(DatabaseError::damaged("accounts", error));
+        let user_id = UserId::new(id).map_err(damaged)?;
+        let (id, kind) = (DocId::from(&user_id), DocKind::WebUser);
+        let change = DirectoryChange { kind, id, action, password_hash, keeps_digest: self.keeps_digest };
+        let write = DirectoryWrite { domain: domain.clone(), changes: vec![change] };
+        let receipt = self.lanes.write(self.databases.control_lane(), write).await?;
+        for result in receipt.results {
+            result?;
         }
-        UserId::new(&id).map_err(|error| AccountError::Database(DatabaseError::damaged("accounts", error)))
+        self.auth.forget(user_id.as_str());
+        Ok(user_id)
     }
 
     /// The database that holds an account: a mobile worker's is its domain's.
@@ -253,6 +296,13 @@ impl Accounts {
             .await?;
         if made == 1 { Ok(token) } else { Err(AccountError::Unknown(username.to_owned())) }
     }
+}
+
+/// The fields of a web user's document in a domain.
+fn membership(username: &str, permissions: &[Permission]) -> Map<String, Value> {
+    let named = |permission: &Permission| PERMISSIONS.iter().find(|(known, _)| known == permission);
+    let names: Vec<&str> = permissions.iter().filter_map(named).map(|(_, name)| *name).collect();
+    Map::from_iter([("username".to_owned(), username.into()), ("permissions".to_owned(), names.into())])
 }
 
 /// A secret of letters and digits that nobody can guess.

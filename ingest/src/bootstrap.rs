@@ -56,14 +56,17 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 15] = [
         Self::Directory(DocKind::Location),
         Self::Directory(DocKind::User),
+        Self::Directory(DocKind::WebUser),
         Self::Directory(DocKind::LocationType),
         Self::Directory(DocKind::Group),
         Self::Directory(DocKind::LookupTable),
         Self::Directory(DocKind::LookupRow),
         Self::Directory(DocKind::Application),
+        Self::Directory(DocKind::NamedExpression),
+        Self::Directory(DocKind::NamedFilter),
         Self::Directory(DocKind::DataSource),
         Self::Directory(DocKind::AggregateView),
         Self::Ledgers,

@@ -15,7 +15,7 @@ use schemas::{
 };
 use serde_json::{Map, Value};
 use tokio_postgres::types::Type;
-use udf::{DataSource, SpecErrors, aggregate_view::AggregateView};
+use udf::{DataSource, NameKind, SpecErrors, aggregate_view::AggregateView};
 
 use crate::{
     Ingest,
@@ -32,8 +32,10 @@ pub enum DefinitionError {
     /// Everything that is wrong with it.
     #[error(transparent)]
     Invalid(#[from] SpecErrors),
-    /// Not a JSON object, or not a kind of document that defines a table.
-    #[error("a definition must be a JSON object of a data source or an aggregate view")]
+    /// Not a JSON object, or not a kind of document that defines a table or a name.
+    #[error(
+        "a definition must be a JSON object of a data source, an aggregate view, a named expression or a named filter"
+    )]
     NotADefinition,
     /// The domain has too many.
     #[error("the domain has {MAX_DEFINITIONS} definitions of this kind, which is the most; delete one first")]
@@ -118,21 +120,22 @@ impl Ingest {
         self.write_definition(domain, settings.lane, kind, id, Action::Delete).await
     }
 
-    /// The stored definitions of a kind, by id.
+    /// The stored definitions of a kind, by id; also named expressions and filters.
     ///
     /// # Errors
     /// [`DefinitionError::Write`].
     pub async fn definitions(&self, domain: &DomainId, kind: DocKind) -> Result<Vec<Definition>, DefinitionError> {
+        let query = match NameKind::of(kind) {
+            Some(_) => "SELECT id, document FROM documents WHERE domain = $1 AND kind = $2 ORDER BY id",
+            None => "SELECT id, document FROM definitions WHERE domain = $1 AND kind = $2 ORDER BY id",
+        };
         let rows = self
             .domains
             .pool(domain)
             .await?
             .get()
             .await?
-            .query_typed(
-                "SELECT id, document FROM definitions WHERE domain = $1 AND kind = $2 ORDER BY id",
-                &[(&domain.as_str(), Type::TEXT), (&kind.name(), Type::TEXT)],
-            )
+            .query_typed(query, &[(&domain.as_str(), Type::TEXT), (&kind.name(), Type::TEXT)])
             .await?;
         let damaged = |error| DatabaseError::damaged("definitions", error);
         rows.iter()
@@ -166,15 +169,16 @@ impl Ingest {
         document: &Map<String, Value>,
     ) -> Result<(), DefinitionError> {
         let document = Value::Object(document.clone());
+        let names = self.registry(domain).await?;
         if kind == DocKind::DataSource {
-            DataSource::compile(&document)?;
+            DataSource::compile_in(&document, &names)?;
             return Ok(());
         }
         let wanted = AggregateView::tables_of(&document);
         let mut tables: HashMap<String, Arc<TableSchema>> = HashMap::new();
         for source in self.definitions(domain, DocKind::DataSource).await? {
             if wanted.contains(&source.id)
-                && let Ok(compiled) = DataSource::compile(&source.document)
+                && let Ok(compiled) = DataSource::compile_in(&source.document, &names)
             {
                 tables.insert(source.id, Arc::new(compiled.schema().clone()));
             }

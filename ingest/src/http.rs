@@ -8,6 +8,7 @@ mod directory;
 mod domain;
 mod envelope;
 mod import;
+mod names;
 mod operations;
 mod receiver;
 mod refusal;
@@ -48,6 +49,7 @@ pub(crate) fn routes(ingest: Arc<Ingest>, views: Arc<dyn ViewReader>) -> Router 
     let router = receiver::routes(router);
     let router = directory::routes(router);
     let router = definitions::routes(router);
+    let router = names::routes(router);
     let router = operations::routes(router);
     let router = import::routes(router);
     let router = domain::routes(router);

@@ -18,6 +18,7 @@ pub mod error;
 mod http;
 mod metrics;
 mod rate;
+mod registry;
 pub mod restore;
 mod shard;
 mod store;
@@ -30,7 +31,7 @@ use object_store::ObjectStore;
 use schemas::{
     id::{CaseId, DomainId, FormId},
     port::{Authenticator, Bootstrap, Clock, ViewReader},
-    position::{LaneId, Position},
+    position::Position,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -86,7 +87,7 @@ pub struct Ingest {
     databases: Databases,
     clock: Arc<dyn Clock>,
     handover: Arc<Handover>,
-    lanes: Lanes,
+    lanes: Arc<Lanes>,
     domains: Arc<Domains>,
     auth: Arc<AccountAuthenticator>,
     blobs: Blobs,
@@ -120,7 +121,7 @@ impl Ingest {
         let handover = Arc::new(Handover::new(metrics.handover_missed.clone()));
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
-        let lanes = Lanes::start(&config, &databases, &handover, &clock, &metrics, &tasks);
+        let lanes = Arc::new(Lanes::start(&config, &databases, &handover, &clock, &metrics, &tasks));
         let domains = Arc::new(Domains::new(databases.clone(), Arc::clone(&clock), config.lanes));
         let auth =
             AccountAuthenticator::open(databases.clone(), Arc::clone(&domains), Arc::clone(&clock), &config).await?;
@@ -170,7 +171,13 @@ impl Ingest {
     /// Sets up domains and accounts.
     #[must_use]
     pub fn accounts(&self) -> Accounts {
-        Accounts { databases: self.databases.clone(), domains: Arc::clone(&self.domains), auth: Arc::clone(&self.auth) }
+        Accounts {
+            databases: self.databases.clone(),
+            lanes: Arc::clone(&self.lanes),
+            domains: Arc::clone(&self.domains),
+            auth: Arc::clone(&self.auth),
+            keeps_digest: self.config.digest,
+        }
     }
 
     /// The bytes of a form as they were received, from Postgres or the object store; `None` if the domain has no such form.
@@ -242,8 +249,8 @@ impl Ingest {
 async fn prepare(database: &Database, lanes: u16) -> Result<(), StartError> {
     let connection = database.pool.address().connect(Use::Long).await?;
     migrate::migrate(&connection).await?;
-    for writer in 0..lanes {
-        lane::ensure(&connection, LaneId { database: database.number, writer }).await?;
+    for lane in database.lanes(lanes) {
+        lane::ensure(&connection, lane).await?;
     }
     Ok(())
 }
@@ -252,8 +259,7 @@ async fn prepare(database: &Database, lanes: u16) -> Result<(), StartError> {
 async fn trim(database: Database, config: IngestConfig, clock: Arc<dyn Clock>, stop: CancellationToken) {
     let retention = Retention { keep: config.outbox_keep, limit: config.outbox_limit };
     while stop.run_until_cancelled(tokio::time::sleep(TRIM_EVERY)).await.is_some() {
-        for writer in 0..config.lanes {
-            let lane = LaneId { database: database.number, writer };
+        for lane in database.lanes(config.lanes) {
             let trimmed = async {
                 let client = database.pool.get().await?;
                 outbox::trim(&client, lane, retention, clock.now_micros()).await

@@ -1,12 +1,19 @@
-//! CommCare's REST reads (rest-api.md §2, §3, §5), answered from the snapshot without planning a statement.
+//! CommCare's REST reads (rest-api.md §2, §3, §5, §9), answered from the snapshot without planning a statement.
 //!
 //! Every path is served with and without its final slash.
 
+mod applications;
 mod cases;
 mod filter;
 mod forms;
+mod groups;
+mod locations;
+mod lookups;
 mod page;
+mod resource;
 mod scan;
+mod users;
+mod web_users;
 
 use std::{
     sync::Arc,
@@ -33,7 +40,14 @@ use crate::{
 };
 
 pub(crate) fn routes() -> Router<Doors> {
-    cases::routes().merge(forms::routes())
+    cases::routes()
+        .merge(forms::routes())
+        .merge(users::routes())
+        .merge(web_users::routes())
+        .merge(groups::routes())
+        .merge(locations::routes())
+        .merge(applications::routes())
+        .merge(lookups::routes())
 }
 
 /// One authenticated read.

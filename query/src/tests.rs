@@ -1,5 +1,6 @@
 //! The crate from the outside and the inside, over a small made-up world of two domains.
 
+mod directory;
 mod http;
 mod overhead;
 mod postgres;

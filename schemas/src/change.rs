@@ -22,6 +22,8 @@ pub enum DocKind {
     Ledger,
     /// A mobile worker.
     User,
+    /// A web user, as one of their domains sees them.
+    WebUser,
     /// A place of the location hierarchy.
     Location,
     /// A kind of place.
@@ -38,15 +40,20 @@ pub enum DocKind {
     DataSource,
     /// The definition of an aggregate view.
     AggregateView,
+    /// An expression that the data sources of the domain may use by name.
+    NamedExpression,
+    /// A filter that the data sources of the domain may use by name.
+    NamedFilter,
 }
 
 impl DocKind {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::Form,
         Self::Case,
         Self::Ledger,
         Self::User,
+        Self::WebUser,
         Self::Location,
         Self::LocationType,
         Self::Group,
@@ -55,6 +62,8 @@ impl DocKind {
         Self::Application,
         Self::DataSource,
         Self::AggregateView,
+        Self::NamedExpression,
+        Self::NamedFilter,
     ];
 
     /// The kind's name in the log and in Postgres.
@@ -65,6 +74,7 @@ impl DocKind {
             Self::Case => "case",
             Self::Ledger => "ledger",
             Self::User => "user",
+            Self::WebUser => "web_user",
             Self::Location => "location",
             Self::LocationType => "location_type",
             Self::Group => "group",
@@ -73,6 +83,8 @@ impl DocKind {
             Self::Application => "application",
             Self::DataSource => "data_source",
             Self::AggregateView => "aggregate_view",
+            Self::NamedExpression => "named_expression",
+            Self::NamedFilter => "named_filter",
         }
     }
 
@@ -90,12 +102,19 @@ impl DocKind {
             Self::Case => Some("case-sql"),
             Self::Ledger => Some("ledger"),
             Self::User => Some("commcare-user"),
+            Self::WebUser => Some("web-user"),
             Self::Location => Some("location"),
             Self::Group => Some("group"),
             Self::Application => Some("app"),
             Self::LocationType | Self::LookupTable | Self::LookupRow => Some("meta"),
-            Self::DataSource | Self::AggregateView => None,
+            Self::DataSource | Self::AggregateView | Self::NamedExpression | Self::NamedFilter => None,
         }
+    }
+
+    /// True of what says how views are made, rather than what they are made of.
+    #[must_use]
+    pub const fn is_definition(self) -> bool {
+        matches!(self, Self::DataSource | Self::AggregateView | Self::NamedExpression | Self::NamedFilter)
     }
 }
 

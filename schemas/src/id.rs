@@ -174,6 +174,16 @@ pub fn document_hash(id: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
+/// What a mobile worker's name ends with when it is sent in full.
+pub const WORKER_SUFFIX: &str = ".commcarehq.org";
+
+/// A mobile worker's name in full: `name@domain.commcarehq.org`, however it was written.
+#[must_use]
+pub fn worker_login(name: &str, domain: &DomainId) -> String {
+    let short = name.split('@').next().unwrap_or_default();
+    format!("{short}@{domain}{WORKER_SUFFIX}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -27,7 +27,7 @@ pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// The partition that a lane's records go to, of `partitions` in all.
 #[must_use]
 pub fn partition_of(lane: LaneId, partitions: i32) -> i32 {
-    i32::from(lane.writer).checked_rem(partitions).unwrap_or_default()
+    i32::from(lane.writer.wrapping_add(lane.database)).checked_rem(partitions).unwrap_or_default()
 }
 
 /// A piece of a record: `2/3` is the second of three.

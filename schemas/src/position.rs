@@ -14,8 +14,14 @@ pub struct LaneId {
 }
 
 impl LaneId {
-    /// The only lane of a single-database installation.
+    /// The only lane that domains of a single-database installation have.
     pub const FIRST: Self = Self { database: 0, writer: 0 };
+
+    /// The lane of accounts that are in no domain's database: web users, who may enter many domains (architecture D3).
+    #[must_use]
+    pub const fn control(database: u16) -> Self {
+        Self { database, writer: u16::MAX }
+    }
 
     /// The number under which the lane's row is stored in its database.
     #[must_use]

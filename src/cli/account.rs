@@ -46,6 +46,29 @@ pub(crate) enum DomainCommand {
 pub(crate) enum UserCommand {
     /// Create a web user with access to a domain
     Create(CreateUser),
+    /// Let a web user into a further domain, or change what they may do in one
+    Join {
+        /// User name
+        username: String,
+        /// The domain
+        #[arg(long)]
+        domain: DomainId,
+        /// What the user may do there (comma-separated)
+        #[arg(long, value_enum, value_delimiter = ',', default_value = "submit,read-data", value_name = "PERMISSION")]
+        permission: Vec<PermissionName>,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Take a web user out of a domain
+    Leave {
+        /// User name
+        username: String,
+        /// The domain
+        #[arg(long)]
+        domain: DomainId,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
     /// Set a web user's password
     Password {
         /// User name
@@ -118,8 +141,9 @@ pub(crate) enum TokenCommand {
     },
 }
 
+/// Something that a web user may do, as it is written at the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum PermissionName {
+pub(crate) enum PermissionName {
     /// Submit forms
     Submit,
     /// Read data over SQL, REST and reports
@@ -195,6 +219,23 @@ pub(crate) async fn user(command: UserCommand) -> anyhow::Result<ExitCode> {
             let id = made.with_context(|| format!("could not create user `{username}`"))?;
             say(format_args!("user      {username}\nid        {id}"));
             password.show();
+        }
+        UserCommand::Join { username, domain, permission, config } => {
+            let permissions: Vec<Permission> = permission.into_iter().map(Permission::from).collect();
+            let store = Store::open(&config).await?;
+            let joined = store.accounts.join(&username, &domain, &permissions).await;
+            let joined = store.close_with(joined.map_err(Into::into)).await;
+            joined.with_context(|| format!("could not let `{username}` into domain `{domain}`"))?;
+            say(format_args!("user      {username}\ndomain    {domain}"));
+        }
+        UserCommand::Leave { username, domain, config } => {
+            let store = Store::open(&config).await?;
+            let left = store.accounts.leave(&username, &domain).await;
+            let left = store.close_with(left.map_err(Into::into)).await;
+            left.with_context(|| format!("could not take `{username}` out of domain `{domain}`"))?;
+            say(format_args!(
+                "user      {username}\nA running server may let them in for another `ingest.credential_seconds`."
+            ));
         }
         UserCommand::Password { username, password, config } => {
             let password = password.get()?;

@@ -12,11 +12,12 @@ use std::{
 
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use schemas::position::Position;
+use schemas::position::{LaneId, Position};
 use tokio::sync::RwLock;
 
 use crate::{
     server::{Options, Server, eventually, signal},
+    whole::Stored,
     workload::{Committed, Event, Workload, set_up},
 };
 
@@ -165,48 +166,12 @@ async fn die(field: &Field, victim: Victim) {
 /// other way round. Record numbers are dense.
 async fn everything_is_whole(server: &Server, stored: &mut Committed, acknowledged: &BTreeMap<String, Position>) {
     let store = server.store().await;
-    let strays = store
-        .simple_query(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
-             SELECT 'log' AS what, sequence::text AS id FROM lanes WHERE lane = 0;
-             SELECT 'form' AS what, id FROM forms;
-             SELECT 'case' AS what, id FROM cases;
-             SELECT 'the log has holes', sequence::text FROM lanes l
-                 WHERE l.sequence <> (SELECT count(*) FROM change_log c WHERE c.lane = l.lane)
-                    OR l.sequence <> (SELECT max(sequence) FROM change_log c WHERE c.lane = l.lane);
-             SELECT 'form without bytes', id FROM forms f
-                 WHERE NOT EXISTS (SELECT 1 FROM xml_pending p WHERE p.key = f.xml_key)
-                   AND NOT EXISTS (SELECT 1 FROM xml_packs p WHERE p.key = f.xml_key);
-             SELECT 'form without one of its cases', f.id FROM forms f, json_array_elements_text(f.case_ids::json) touched(id)
-                 WHERE f.state = 1 AND NOT EXISTS (SELECT 1 FROM cases c WHERE c.id = touched.id);
-             SELECT 'form without transaction', f.id FROM forms f, json_array_elements_text(f.case_ids::json) touched(id)
-                 WHERE f.state = 1 AND NOT EXISTS
-                     (SELECT 1 FROM case_transactions t WHERE t.case_id = touched.id AND t.form_id = f.id);
-             SELECT 'transaction without form', t.form_id FROM case_transactions t
-                 WHERE t.form_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM forms f WHERE f.id = t.form_id);
-             SELECT 'half-processed form', id FROM forms WHERE state = 1 AND NOT processed;
-             COMMIT",
-        )
-        .await
-        .unwrap();
-    let (mut forms, mut cases, mut head, mut wrong) = (Vec::new(), Vec::new(), 0, Vec::new());
-    for message in strays {
-        let tokio_postgres::SimpleQueryMessage::Row(row) = message else { continue };
-        let id = row.get(1).unwrap().to_owned();
-        match row.get(0).unwrap() {
-            "log" => head = id.parse().unwrap(),
-            "form" => forms.push(id),
-            "case" => cases.push(id),
-            what => wrong.push(format!("{what}: {id}")),
-        }
-    }
-    assert_eq!(wrong, Vec::<String>::new());
-    stored.fold(&store, schemas::position::Sequence(head)).await;
+    let found = Stored::look(&store).await;
+    let head = found.heads.get(&LaneId::FIRST).copied().unwrap_or_default();
+    stored.fold(&store, head).await;
     let known = |documents: &BTreeMap<String, serde_json::Value>| documents.keys().cloned().collect::<Vec<_>>();
-    forms.sort_unstable();
-    cases.sort_unstable();
-    assert_eq!(forms, known(&stored.world.forms), "forms in the store and in the log");
-    assert_eq!(cases, known(&stored.world.cases), "cases in the store and in the log");
+    assert_eq!(found.forms, known(&stored.world.forms), "forms in the store and in the log");
+    assert_eq!(found.cases, known(&stored.world.cases), "cases in the store and in the log");
     for (id, receipt) in acknowledged {
         assert!(stored.forms.contains_key(id), "form {id} was acknowledged at {receipt} and is gone");
     }

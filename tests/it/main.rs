@@ -13,16 +13,23 @@ mod bench;
 #[path = "../kafka/broker.rs"]
 mod broker;
 mod crash;
+mod directory;
 mod feeds;
 mod forms_contract;
 mod import;
 mod manifests;
+mod names;
 mod objects;
 #[path = "../oracle/oracle.rs"]
 mod oracle;
 mod pipeline;
+#[allow(dead_code, reason = "shared with the tests of ingest, which use all of it")]
+#[path = "../postgres/postgres.rs"]
+mod postgres;
 mod relay;
 #[path = "../s3/store.rs"]
 mod s3;
 mod server;
+mod shards;
+mod whole;
 mod workload;

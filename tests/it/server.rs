@@ -41,6 +41,11 @@ pub(crate) struct Options {
 /// Held by the one server that runs: the machine's cores are few, and each test's deadlines are its own.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+/// Waits for this test's turn; it is over when the guard is dropped.
+pub(crate) async fn turn() -> tokio::sync::MutexGuard<'static, ()> {
+    TURN.lock().await
+}
+
 /// A running server and its data.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -63,12 +68,12 @@ pub(crate) struct Server {
 
 /// One process of a server, with its configuration and what it says in a directory of its own.
 #[derive(Debug)]
-struct Process {
+pub(crate) struct Process {
     home: PathBuf,
     roles: &'static str,
     child: Child,
     /// Base URL.
-    url: String,
+    pub(crate) url: String,
     /// Host and port of the Postgres protocol.
     wire: String,
 }
@@ -147,12 +152,13 @@ pub(crate) fn configure(home: &Path, options: &Options) -> PathBuf {
 }
 
 impl Process {
-    fn spawn(home: &Path, roles: &'static str) -> Self {
+    /// Starts a process that [`configure`] has prepared.
+    pub(crate) fn spawn(home: &Path, roles: &'static str) -> Self {
         Self { home: home.to_owned(), roles, child: spawn(home, roles), url: String::new(), wire: String::new() }
     }
 
     /// Waits until the process has said its addresses and is of use.
-    async fn ready(&mut self, client: &Client) {
+    pub(crate) async fn ready(&mut self, client: &Client) {
         let begun = Instant::now();
         loop {
             let reason = match self.said("HTTP") {
@@ -178,7 +184,7 @@ impl Process {
     }
 
     /// What follows a word at the start of a line of standard output.
-    fn said(&self, word: &str) -> Option<String> {
+    pub(crate) fn said(&self, word: &str) -> Option<String> {
         let text = std::fs::read_to_string(self.home.join("stdout")).ok()?;
         // Only whole lines: the last one may still be under way.
         let (whole, _) = text.rsplit_once('\n')?;
@@ -186,23 +192,35 @@ impl Process {
     }
 
     /// The end of what the process wrote about itself.
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         let text = std::fs::read(self.home.join("stderr")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
         lines.get(lines.len().saturating_sub(40)..).unwrap_or_default().join("\n")
     }
 
-    fn kill(&mut self) {
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the process without warning.
+    pub(crate) fn kill(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
 impl Server {
     /// Starts a new server and waits until it is of use.
     pub(crate) async fn start(options: &Options) -> Self {
-        let turn = TURN.lock().await;
+        let turn = turn().await;
         let directory = directory();
         configure(directory.path(), options);
         let disk = options.disk_mb.and_then(|megabytes| {

@@ -15,7 +15,8 @@ use crate::{
     filter::{self, Filter},
     indicator::{self, Indicator, IndicatorColumn},
     names,
-    spec::{Compiler, Named, Spec, join, json_kind},
+    registry::{NameKind, Registry},
+    spec::{Compiler, Facts, Named, Spec, join, json_kind},
     value::{List, Value},
 };
 
@@ -37,7 +38,7 @@ pub struct DataSource {
     subtypes: Option<Vec<String>>,
     gate: Option<Gate>,
     deactivated: bool,
-    reads_clock: bool,
+    facts: Facts,
     filter: Option<Filter>,
     validations: Vec<Validation>,
     base_items: Option<Expr>,
@@ -70,6 +71,7 @@ fn current_types(kind: DocKind) -> &'static [&'static str] {
         DocKind::Case => &["CommCareCase"],
         DocKind::Form => &["XFormInstance"],
         DocKind::User => &["CommCareUser"],
+        DocKind::WebUser => &["WebUser"],
         // Change records name the class of the store.
         DocKind::Location => &["Location", "SQLLocation"],
         DocKind::LocationType => &["LocationType"],
@@ -77,7 +79,11 @@ fn current_types(kind: DocKind) -> &'static [&'static str] {
         DocKind::LookupTable => &["FixtureDataType"],
         DocKind::LookupRow => &["FixtureDataItem"],
         DocKind::Application => &["Application"],
-        DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => &[],
+        DocKind::Ledger
+        | DocKind::DataSource
+        | DocKind::AggregateView
+        | DocKind::NamedExpression
+        | DocKind::NamedFilter => &[],
     }
 }
 
@@ -91,23 +97,34 @@ fn deleted_types(kind: DocKind) -> &'static [&'static str] {
 }
 
 impl DataSource {
-    /// Compiles a data source document.
+    /// Compiles a data source document that uses no names but its own.
     ///
     /// # Errors
     /// Every problem of the document, each with its place.
     pub fn compile(json: &Json) -> Result<Self, SpecErrors> {
+        Self::compile_in(json, &Registry::default())
+    }
+
+    /// Compiles a data source document of a domain that has these named expressions and filters.
+    ///
+    /// # Errors
+    /// Every problem of the document, each with its place.
+    pub fn compile_in(json: &Json, domain: &Registry) -> Result<Self, SpecErrors> {
         let empty = serde_json::Map::new();
         let fields = json.as_object().unwrap_or(&empty);
         let mapping = |key: &str| fields.get(key).and_then(Json::as_object);
-        let named = Named { expressions: mapping("named_expressions"), filters: mapping("named_filters") };
+        let named = Named {
+            expressions: mapping("named_expressions"),
+            filters: mapping("named_filters"),
+            domain: Some(domain),
+        };
         let mut compiler = Compiler::new(named);
         if !json.is_object() {
             compiler.problem("", format!("a data source must be a mapping, not {}", json_kind(json)));
         }
         let source = compile(&Spec::new(fields, ""), &mut compiler);
-        let (mut source, reads_clock) = compiler.finish(source)?;
-        source.reads_clock = reads_clock;
-        Ok(source)
+        let (source, facts) = compiler.finish(source)?;
+        Ok(Self { facts, ..source })
     }
 
     /// The table's columns and key.
@@ -163,7 +180,13 @@ impl DataSource {
     /// True if rows change as time passes.
     #[must_use]
     pub fn reads_clock(&self) -> bool {
-        self.reads_clock
+        self.facts.reads_clock
+    }
+
+    /// True if rows are made with that named expression or filter of the domain, be it through another one.
+    #[must_use]
+    pub fn uses(&self, kind: NameKind, name: &str) -> bool {
+        self.facts.uses.iter().any(|(of, used)| *of == kind && used == name)
     }
 
     /// True if the document asks for no table (`is_deactivated`).
@@ -334,7 +357,7 @@ fn compile(spec: &Spec<'_>, compiler: &mut Compiler<'_>) -> DataSource {
         subtypes,
         gate,
         deactivated: spec.flag("is_deactivated", false, compiler),
-        reads_clock: false,
+        facts: Facts::default(),
         filter,
         validations,
         base_items,

@@ -21,6 +21,7 @@ pub mod names;
 mod pattern;
 pub mod plan;
 mod python;
+mod registry;
 mod spec;
 pub mod transform;
 pub mod value;
@@ -28,6 +29,7 @@ pub mod value;
 pub use context::{Context, NothingRelated, Related, Relation};
 pub use data_source::{DataSource, Gate};
 pub use error::{EvalError, SpecErrors, SpecProblem};
+pub use registry::{NameKind, Registry};
 pub use spec::Named;
 pub use value::Value;
 

@@ -26,8 +26,8 @@ impl ExpressionPlan {
     pub fn compile(json: &Json, named: Named<'_>) -> Result<Self, SpecErrors> {
         let mut compiler = Compiler::new(named);
         let expression = expr::compile(json, "", &mut compiler);
-        let (expression, reads_clock) = compiler.finish(expression)?;
-        Ok(Self { expression, reads_clock })
+        let (expression, facts) = compiler.finish(expression)?;
+        Ok(Self { expression, reads_clock: facts.reads_clock })
     }
 
     /// The value for an item.

@@ -4,7 +4,7 @@
 //! Compiling never stops at a problem: it notes it and goes on with a stand-in, so that an author sees all of them. A
 //! result may only be used if no problem was noted.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use hashbrown::HashMap;
 use serde_json::{Map, Value as Json};
@@ -14,6 +14,7 @@ use crate::{
     error::{MAX_PROBLEMS, SpecErrors, SpecProblem},
     expr::{self, Expr, Expression},
     filter::{self, Filter},
+    registry::{DEFINITION, NameKind, Registry},
 };
 
 type Fields = Map<String, Json>;
@@ -25,22 +26,47 @@ pub struct Named<'s> {
     pub expressions: Option<&'s Fields>,
     /// `named_filters`.
     pub filters: Option<&'s Fields>,
+    /// What the domain has; the names above win over its.
+    pub domain: Option<&'s Registry>,
 }
 
-enum NamedExpression<'s> {
-    Waiting { json: &'s Json, pointer: String },
+/// A named part, compiled when it is first used.
+enum Part<'s, T> {
+    Waiting { json: &'s Json, home: Home },
     Compiling,
-    Done { slot: usize, expression: Arc<dyn Expression>, height: usize },
+    Done { compiled: T, height: usize },
+}
+
+/// Where a named part is written.
+enum Home {
+    /// In the document that is being compiled, at this pointer.
+    Here(String),
+    /// In the domain's registry.
+    Domain,
+}
+
+type Parts<'s, T> = HashMap<&'s str, Part<'s, T>>;
+
+/// A named expression with its number.
+type Numbered = (usize, Arc<dyn Expression>);
+
+/// What was found out beside the result.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    /// Results change as time passes.
+    pub(crate) reads_clock: bool,
+    /// What the result uses of the domain's registry.
+    pub(crate) uses: BTreeSet<(NameKind, String)>,
 }
 
 /// Collects problems, named parts and facts about what was compiled.
 pub(crate) struct Compiler<'s> {
     problems: Vec<SpecProblem>,
-    expressions: HashMap<&'s str, NamedExpression<'s>>,
-    filters: HashMap<&'s str, (Arc<Filter>, usize)>,
+    expressions: Parts<'s, Numbered>,
+    filters: Parts<'s, Arc<Filter>>,
     filters_visible: bool,
     slots: usize,
-    reads_clock: bool,
+    facts: Facts,
     /// Levels above the part being compiled, and the deepest level below it.
     depth: usize,
     deepest: usize,
@@ -51,34 +77,46 @@ pub(crate) struct Compiler<'s> {
 const MAX_NESTING: usize = 256;
 
 impl<'s> Compiler<'s> {
-    /// Compiles the named parts; everything compiled later may use them.
+    /// Compiles the document's named parts; everything compiled later may use them and the domain's.
     pub(crate) fn new(named: Named<'s>) -> Self {
         let mut compiler = Self {
             problems: Vec::new(),
-            expressions: HashMap::new(),
-            filters: HashMap::new(),
+            expressions: parts(named.domain, NameKind::Expression, named.expressions, "/named_expressions"),
+            filters: parts(named.domain, NameKind::Filter, named.filters, "/named_filters"),
             filters_visible: false,
             slots: 0,
-            reads_clock: false,
+            facts: Facts::default(),
             depth: 0,
             deepest: 0,
         };
-        for (name, json) in named.expressions.into_iter().flatten() {
-            let pointer = join("/named_expressions", name);
-            compiler.expressions.insert(name, NamedExpression::Waiting { json, pointer });
-        }
         for (name, _) in named.expressions.into_iter().flatten() {
             compiler.named_expression(name, &join("/named_expressions", name));
         }
         // Named filters see named expressions but not one another.
-        let filters = named.filters.into_iter().flatten().map(|(name, json)| {
-            compiler.deepest = 0;
-            let filter = filter::compile(json, &join("/named_filters", name), &mut compiler);
-            (name.as_str(), (Arc::new(filter), compiler.deepest))
-        });
-        compiler.filters = filters.collect();
+        for (name, _) in named.filters.into_iter().flatten() {
+            compiler.any_filter(name, &join("/named_filters", name));
+        }
         compiler.filters_visible = true;
         compiler
+    }
+
+    /// Compiles a part of the domain's registry as a document of its own.
+    pub(crate) fn part(&mut self, kind: NameKind, name: &str) {
+        let here = || Home::Here(join("", DEFINITION));
+        match kind {
+            NameKind::Expression => {
+                if let Some(Part::Waiting { home, .. }) = self.expressions.get_mut(name) {
+                    *home = here();
+                }
+                self.named_expression(name, "");
+            }
+            NameKind::Filter => {
+                if let Some(Part::Waiting { home, .. }) = self.filters.get_mut(name) {
+                    *home = here();
+                }
+                self.any_filter(name, "");
+            }
+        }
     }
 
     pub(crate) fn problem(&mut self, pointer: &str, message: impl Into<String>) {
@@ -108,39 +146,18 @@ impl<'s> Compiler<'s> {
 
     /// Notes that results change as time passes.
     pub(crate) fn reads_the_clock(&mut self) {
-        self.reads_clock = true;
+        self.facts.reads_clock = true;
     }
 
     /// The named expression and its number; notes a problem if there is none or it needs itself.
-    pub(crate) fn named_expression(&mut self, name: &str, pointer: &str) -> Option<(usize, Arc<dyn Expression>)> {
-        let Some(entry) = self.expressions.get_mut(name) else {
-            self.problem(pointer, format!("there is no named expression `{name}`"));
-            return None;
+    pub(crate) fn named_expression(&mut self, name: &str, pointer: &str) -> Option<Numbered> {
+        let compile = |json: &Json, pointer: &str, compiler: &mut Self| {
+            let expression: Arc<dyn Expression> = Arc::from(expr::compile(json, pointer, compiler));
+            let slot = compiler.slots;
+            compiler.slots += 1;
+            (slot, expression)
         };
-        match std::mem::replace(entry, NamedExpression::Compiling) {
-            NamedExpression::Compiling => {
-                self.problem(pointer, format!("named expression `{name}` refers to itself"));
-                None
-            }
-            NamedExpression::Done { slot, expression, height } => {
-                *entry = NamedExpression::Done { slot, expression: Arc::clone(&expression), height };
-                self.reach(height, pointer).then_some((slot, expression))
-            }
-            NamedExpression::Waiting { json, pointer } => {
-                let visible = std::mem::replace(&mut self.filters_visible, false);
-                let deepest = std::mem::replace(&mut self.deepest, self.depth);
-                let expression: Arc<dyn Expression> = Arc::from(expr::compile(json, &pointer, self));
-                let height = self.deepest - self.depth;
-                self.deepest = self.deepest.max(deepest);
-                self.filters_visible = visible;
-                let slot = self.slots;
-                self.slots += 1;
-                if let Some(entry) = self.expressions.get_mut(name) {
-                    *entry = NamedExpression::Done { slot, expression: Arc::clone(&expression), height };
-                }
-                Some((slot, expression))
-            }
-        }
+        self.resolve(NameKind::Expression, name, pointer, |compiler| &mut compiler.expressions, compile)
     }
 
     /// The named filter; notes a problem if there is none or it may not be used here.
@@ -149,23 +166,88 @@ impl<'s> Compiler<'s> {
             self.problem(pointer, format!("named filter `{name}` cannot be used inside named expressions or filters"));
             return None;
         }
-        match self.filters.get(name).cloned() {
-            Some((filter, height)) => self.reach(height, pointer).then_some(filter),
-            None => {
-                self.problem(pointer, format!("there is no named filter `{name}`"));
+        self.any_filter(name, pointer)
+    }
+
+    fn any_filter(&mut self, name: &str, pointer: &str) -> Option<Arc<Filter>> {
+        let compile =
+            |json: &Json, pointer: &str, compiler: &mut Self| Arc::new(filter::compile(json, pointer, compiler));
+        self.resolve(NameKind::Filter, name, pointer, |compiler| &mut compiler.filters, compile)
+    }
+
+    /// What a name stands for, compiled where it is used first; notes a problem if there is none or it needs itself.
+    fn resolve<T: Clone>(
+        &mut self,
+        kind: NameKind,
+        name: &str,
+        pointer: &str,
+        parts: fn(&mut Self) -> &mut Parts<'s, T>,
+        compile: fn(&Json, &str, &mut Self) -> T,
+    ) -> Option<T> {
+        let Some(part) = parts(self).get_mut(name) else {
+            self.problem(pointer, format!("there is no {kind} `{name}`"));
+            return None;
+        };
+        match std::mem::replace(part, Part::Compiling) {
+            Part::Compiling => {
+                self.problem(pointer, format!("{kind} `{name}` refers to itself"));
                 None
+            }
+            Part::Done { compiled, height } => {
+                *part = Part::Done { compiled: compiled.clone(), height };
+                self.reach(height, pointer).then_some(compiled)
+            }
+            Part::Waiting { json, home } => {
+                let visible = std::mem::replace(&mut self.filters_visible, false);
+                let deepest = std::mem::replace(&mut self.deepest, self.depth);
+                let compiled = match home {
+                    Home::Here(home) => compile(json, &home, self),
+                    Home::Domain => self.of_domain(kind, name, pointer, |compiler, home| compile(json, home, compiler)),
+                };
+                let height = self.deepest - self.depth;
+                self.deepest = self.deepest.max(deepest);
+                self.filters_visible = visible;
+                if let Some(part) = parts(self).get_mut(name) {
+                    *part = Part::Done { compiled: compiled.clone(), height };
+                }
+                Some(compiled)
             }
         }
     }
 
-    /// The result, unless there were problems; and whether it reads the clock.
-    pub(crate) fn finish<T>(self, result: T) -> Result<(T, bool), SpecErrors> {
-        if self.problems.is_empty() {
-            Ok((result, self.reads_clock))
-        } else {
-            Err(SpecErrors { problems: self.problems })
+    /// Compiles a part of the domain's registry. What is wrong in there is one problem here, where it is used.
+    fn of_domain<T>(
+        &mut self,
+        kind: NameKind,
+        name: &str,
+        pointer: &str,
+        compile: impl FnOnce(&mut Self, &str) -> T,
+    ) -> T {
+        self.facts.uses.insert((kind, name.to_owned()));
+        let here = std::mem::take(&mut self.problems);
+        let compiled = compile(self, &join("", DEFINITION));
+        let there = std::mem::replace(&mut self.problems, here);
+        if let Some(first) = there.first() {
+            self.problem(pointer, format!("{kind} `{name}` of the domain is not valid: {first}"));
         }
+        compiled
     }
+
+    /// The result, unless there were problems; and what was found out beside it.
+    pub(crate) fn finish<T>(self, result: T) -> Result<(T, Facts), SpecErrors> {
+        if self.problems.is_empty() { Ok((result, self.facts)) } else { Err(SpecErrors { problems: self.problems }) }
+    }
+}
+
+/// The parts of a kind by name, the document's own in place of the domain's.
+fn parts<'s, T>(domain: Option<&'s Registry>, kind: NameKind, own: Option<&'s Fields>, pointer: &str) -> Parts<'s, T> {
+    let of_domain = domain.into_iter().flat_map(|domain| domain.of_kind(kind));
+    let of_domain = of_domain.map(|(name, json)| (name, Part::Waiting { json, home: Home::Domain }));
+    let own = own.into_iter().flatten().map(|(name, json)| {
+        let home = Home::Here(join(pointer, name));
+        (name.as_str(), Part::Waiting { json, home })
+    });
+    of_domain.chain(own).collect()
 }
 
 /// Appends a step to a JSON pointer.

@@ -12,12 +12,12 @@ use schemas::{
     doc::Doc,
     id::{DocId, DomainId},
     port::{BootstrapDocument, BootstrapScan},
-    position::{Frontier, LaneId, Sequence, Stamp},
+    position::{Frontier, LaneId, Sequence, Stamp, Tick},
     row::{Cell, Row, TableSchema},
     table::{Table, TableName, ViewState},
 };
 use serde_json::{Value, json, value::RawValue};
-use udf::{DataSource, Related, Relation, aggregate_view::AggregateView};
+use udf::{DataSource, NameKind, Registry, Related, Relation, aggregate_view::AggregateView};
 
 use super::*;
 use crate::table::walk;
@@ -344,6 +344,44 @@ fn at_risk() -> Value {
              "product_codes": ["iron", "folic"], "case_id_expression": property("_id")}]})
 }
 
+/// A named expression or filter of the domain.
+fn named(definition: &Value) -> Value {
+    json!({"doc_type": "UCRExpression", "domain": DOMAIN, "definition": definition})
+}
+
+/// Which mothers are watched: those of a risk, or all with an owner.
+fn watched(risk: Option<bool>) -> Value {
+    let (operator, name, value) = match risk {
+        Some(high) => ("eq", "risk", if high { "high" } else { "low" }),
+        None => ("not_eq", "owner_id", ""),
+    };
+    named(
+        &json!({"type": "boolean_expression", "operator": operator, "expression": property(name), "property_value": value}),
+    )
+}
+
+/// How a worker is addressed.
+fn address(of: &str) -> Value {
+    named(&related(&property("owner_id"), "CommCareUser", of))
+}
+
+/// Watched mothers, made with the domain's names at every place; `through` is another name for `address`.
+fn watch() -> Value {
+    let name = |name: &str| json!({"type": "named", "name": name});
+    json!({"doc_type": "DataSourceConfiguration", "domain": DOMAIN, "table_id": "watch", "referenced_doc_type": "CommCareCase",
+        "configured_filter": {"type": "and", "filters": [
+            {"type": "boolean_expression", "operator": "eq", "expression": property("type"), "property_value": "mother"},
+            name("watched")]},
+        "configured_indicators": [
+            column("risk", "string", &property("risk")),
+            column("address", "string", &name("through"))]})
+}
+
+fn watched_by_address() -> Value {
+    json!({"from": {"table": "watch"}, "group_by": [{"column": "address"}],
+        "aggregates": [{"function": "count", "as": "n"}, {"function": "max", "column": "risk", "as": "worst"}]})
+}
+
 fn simple(table: &str, doc_type: &str, columns: &[(&str, &str)]) -> Value {
     let indicators: Vec<Value> = columns.iter().map(|(id, name)| column(id, "string", &property(name))).collect();
     json!({"doc_type": "DataSourceConfiguration", "domain": DOMAIN, "table_id": table, "referenced_doc_type": doc_type,
@@ -423,6 +461,14 @@ enum Step {
     },
     DropKilos,
     PutKilos,
+    /// Another meaning of the filter `watched`.
+    Watched {
+        risk: Option<bool>,
+    },
+    /// Another meaning of the expression `address`.
+    Address {
+        id: bool,
+    },
     /// Compare with the oracle here.
     Cut,
 }
@@ -443,6 +489,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(|extra| Step::ByPlace { extra }),
         1 => Just(Step::DropKilos),
         1 => Just(Step::PutKilos),
+        1 => prop::option::of(any::<bool>()).prop_map(|risk| Step::Watched { risk }),
+        1 => any::<bool>().prop_map(|id| Step::Address { id }),
         3 => Just(Step::Cut),
     ]
 }
@@ -495,6 +543,11 @@ fn commit(world: &mut World, step: &Step) -> Option<Position> {
         Step::ByPlace { extra } => vec![(DocKind::AggregateView, "by_place".to_owned(), Some(by_place(*extra)))],
         Step::DropKilos => vec![(DocKind::AggregateView, "kilos".to_owned(), None)],
         Step::PutKilos => vec![(DocKind::AggregateView, "kilos".to_owned(), Some(kilos()))],
+        Step::Watched { risk } => vec![(DocKind::NamedFilter, "watched".to_owned(), Some(watched(*risk)))],
+        Step::Address { id } => {
+            let of = if *id { "_id" } else { "location_id" };
+            vec![(DocKind::NamedExpression, "address".to_owned(), Some(address(of)))]
+        }
         Step::Cut => return None,
     };
     Some(world.commit(changes))
@@ -504,16 +557,23 @@ fn compare(world: &World, snapshot: &Snapshot) {
     let domain = DomainId::new(DOMAIN).unwrap();
     let tables = &snapshot.domains[&domain].tables;
     let definition = |kind, id: &str| world.documents.get(&(kind, id.to_owned())).map(|(_, body)| body.clone());
-    let sources: BTreeMap<String, DataSource> = ["children", "mothers", "at_risk", "workers", "places"]
+    let mut names = Registry::default();
+    for ((kind, id), (_, body)) in &world.documents {
+        if let Some(kind) = NameKind::of(*kind) {
+            names.put(kind, id, body);
+        }
+    }
+    let compiled = |id: &str| DataSource::compile_in(&definition(DocKind::DataSource, id)?, &names).ok();
+    let sources: BTreeMap<String, DataSource> = ["children", "mothers", "at_risk", "workers", "places", "watch"]
         .into_iter()
-        .filter_map(|id| Some((id.to_owned(), DataSource::compile(&definition(DocKind::DataSource, id)?).unwrap())))
+        .filter_map(|id| Some((id.to_owned(), compiled(id)?)))
         .collect();
     for (id, source) in &sources {
         let table = tables.get(&TableName::new("ucr", id)).unwrap();
         assert_eq!(content(table), rows_of(source, world), "{id}");
         assert!(tables.get(&TableName::new("ucr", source.table_name())).is_some(), "{id} has its full name too");
     }
-    for id in ["by_place", "kilos"] {
+    for id in ["by_place", "kilos", "watched_by_address"] {
         let name = TableName::new("views", id);
         let Some(document) = definition(DocKind::AggregateView, id) else {
             assert!(tables.get(&name).is_none(), "{id} was dropped");
@@ -551,6 +611,7 @@ fn history(steps: &[Step]) {
         let mut last = {
             let mut world = store.0.lock();
             let source = |id: &str, body| (DocKind::DataSource, id.to_owned(), Some(body));
+            let name = |id: &str, body| (DocKind::NamedExpression, id.to_owned(), Some(body));
             let place = |id: &str, body| (DocKind::AggregateView, id.to_owned(), Some(body));
             world.commit(vec![
                 place("by_place", by_place(false)),
@@ -566,6 +627,11 @@ fn history(steps: &[Step]) {
                     simple("places", "Location", &[("place_id", "_id"), ("name", "name"), ("parent", "parent_id")]),
                 ),
                 place("kilos", kilos()),
+                source("watch", watch()),
+                place("watched_by_address", watched_by_address()),
+                name("through", named(&json!({"type": "named", "name": "address"}))),
+                name("address", address("_id")),
+                (DocKind::NamedFilter, "watched".to_owned(), Some(watched(Some(true)))),
             ])
         };
         let clock = Arc::new(SetClock(AtomicI64::new(1_000_000)));
@@ -626,5 +692,86 @@ fn a_plain_history_is_followed() {
         Step::DropKilos,
         Step::Delete { mother: true, id: 1 },
         Step::Cut,
+        Step::Mother { id: 2, owner: 2, high: false },
+        Step::Watched { risk: Some(false) },
+        Step::Address { id: false },
+        Step::Cut,
     ]);
+}
+
+/// The state of a view and the tick in which its table last changed.
+fn view(snapshot: &Snapshot, id: &str) -> (ViewState, Option<Tick>) {
+    let tables = &snapshot.domains[&DomainId::new(DOMAIN).unwrap()];
+    let view = tables.views.iter().find(|view| view.id == id).unwrap();
+    (view.state.clone(), tables.tables.get(&TableName::new("ucr", id)).map(|table| table.changed_at))
+}
+
+#[tokio::test]
+async fn a_changed_name_concerns_those_who_use_it() {
+    let store = Store::default();
+    let source = |id: &str, body| (DocKind::DataSource, id.to_owned(), Some(body));
+    let name = |id: &str, body: Option<Value>| (DocKind::NamedExpression, id.to_owned(), body);
+    let filter = |body: Option<Value>| (DocKind::NamedFilter, "watched".to_owned(), body);
+    let commit = |changes| store.0.lock().commit(changes);
+    commit(vec![source("watch", watch()), source("mothers", mothers())]);
+    commit(vec![
+        (
+            DocKind::Case,
+            "m".to_owned(),
+            Some(json!({"_id": "m", "domain": DOMAIN, "doc_type": "CommCareCase", "type": "mother", "risk": "high",
+                "owner_id": "w"})),
+        ),
+        (
+            DocKind::User,
+            "w".to_owned(),
+            Some(json!({"_id": "w", "domain": DOMAIN, "doc_type": "CommCareUser", "name": "Asha", "code": "A1"})),
+        ),
+    ]);
+    let clock = Arc::new(SetClock(AtomicI64::new(1_000_000)));
+    let dataflow = Dataflow::start(DataflowConfig { queue: 4 }, Arc::new(store.clone()), clock);
+    let failed = |position| {
+        let dataflow = Arc::clone(&dataflow);
+        async move {
+            let snapshot = dataflow.wait_for(position, Duration::from_secs(3)).await.unwrap();
+            match view(&snapshot, "watch").0 {
+                ViewState::Failed { message } => message,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    // A definition waits for names that are not there.
+    let position = commit(vec![name("address", Some(address("name")))]);
+    assert!(failed(position).await.contains("there is no named filter `watched`"));
+    let position = commit(vec![
+        name("through", Some(named(&json!({"type": "named", "name": "address"})))),
+        filter(Some(watched(None))),
+    ]);
+    let snapshot = settled(&dataflow, position).await;
+    compare(&store.0.lock(), &snapshot);
+    let others = view(&snapshot, "mothers");
+
+    // A change further down is one of all who use it, and of no others.
+    let position = commit(vec![name("address", Some(address("code")))]);
+    let snapshot = settled(&dataflow, position).await;
+    compare(&store.0.lock(), &snapshot);
+    let rows =
+        content(snapshot.domains[&DomainId::new(DOMAIN).unwrap()].tables.get(&TableName::new("ucr", "watch")).unwrap());
+    assert_eq!(rows[0].last(), Some(&Cell::Text("A1".into())));
+    assert_eq!(view(&snapshot, "mothers"), others);
+    let position = commit(vec![name("unused", Some(address("name")))]);
+    let after = settled(&dataflow, position).await;
+    assert_eq!(view(&after, "watch"), view(&snapshot, "watch"));
+
+    // A name that goes away leaves the table as it was, and the view says why.
+    let position = commit(vec![name("address", None)]);
+    let message = failed(position).await;
+    assert!(message.contains("named expression `through` of the domain is not valid"), "{message}");
+    let left = dataflow.snapshot();
+    let table =
+        left.domains[&DomainId::new(DOMAIN).unwrap()].tables.get(&TableName::new("ucr", "watch")).unwrap().live_rows;
+    assert_eq!(table, 1);
+    let position = commit(vec![name("address", Some(address("name")))]);
+    let snapshot = settled(&dataflow, position).await;
+    compare(&store.0.lock(), &snapshot);
+    dataflow.shutdown().await;
 }

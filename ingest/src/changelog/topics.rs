@@ -155,14 +155,18 @@ impl<'a> ChangeMeta<'a> {
             return None;
         }
         let (data_source_type, data_source_name) = match document.kind {
-            DocKind::User | DocKind::Group => ("couch", WORKER_DATABASE),
+            DocKind::User | DocKind::WebUser | DocKind::Group => ("couch", WORKER_DATABASE),
             DocKind::Application => ("couch", APPLICATION_DATABASE),
             DocKind::LookupTable | DocKind::LookupRow => ("couch", LOOKUP_DATABASE),
             DocKind::LocationType => ("couch", OTHER_DATABASE),
             DocKind::Ledger => ("sql", LEDGER_SOURCE),
-            DocKind::Form | DocKind::Case | DocKind::Location | DocKind::DataSource | DocKind::AggregateView => {
-                ("sql", feed)
-            }
+            DocKind::Form
+            | DocKind::Case
+            | DocKind::Location
+            | DocKind::DataSource
+            | DocKind::AggregateView
+            | DocKind::NamedExpression
+            | DocKind::NamedFilter => ("sql", feed),
         };
         let meta = Self {
             document_id: document.id.as_str(),

@@ -97,7 +97,7 @@ async fn write(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked,
 }
 
 /// Every problem with its place, so that an editor can show all of them at once.
-fn refused(error: &DefinitionError) -> Response {
+pub(super) fn refused(error: &DefinitionError) -> Response {
     let DefinitionError::Invalid(errors) = error else { return refusal::json_error(error) };
     let problems: Vec<Value> =
         errors.problems.iter().map(|problem| json!({"pointer": problem.pointer, "message": problem.message})).collect();

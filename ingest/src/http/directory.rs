@@ -1,8 +1,8 @@
-//! Writing a domain's documents (users, locations and their types, groups, lookup tables, applications): one at a time, or
-//! many at once (rest-api.md §9).
+//! Writing a domain's documents (mobile workers, web users, locations and their types, groups, lookup tables,
+//! applications): one at a time, or many at once (rest-api.md §9).
 //!
 //! `POST` makes, `PUT` changes the fields sent; a bulk import does either by id and reports on every row. All of them are
-//! change records of the domain's lane, and the answer carries the position.
+//! change records of the domain's lane (web users: of the control lane), and the answer carries the position.
 
 use std::pin::pin;
 
@@ -18,7 +18,7 @@ use futures::StreamExt;
 use schemas::{
     change::DocKind,
     id::{DocId, DomainId},
-    port::Permission,
+    port::{Permission, Principal},
     position::Position,
 };
 use serde::Deserialize;
@@ -27,10 +27,10 @@ use uuid::Uuid;
 
 use super::{HttpState, both, caller, caller::Asked, import, refusal, room::Sent, with_position};
 use crate::{
-    auth::password,
+    auth::{PERMISSIONS, password},
     error::WriteError,
     store::domains::Domain,
-    submit::{Action, DirectoryChange, DirectoryReceipt, DirectoryWrite, Presence, Written},
+    submit::{Action, DirectoryChange, DirectoryReceipt, DirectoryWrite, Presence, Written, directory::granted},
 };
 
 /// Rows that go into one change record.
@@ -39,8 +39,9 @@ const CHUNK: usize = 200;
 const HASHERS: usize = 4;
 
 /// Kinds of document with their names in addresses, alone and in imports.
-const RESOURCES: [(DocKind, &str, &str); 7] = [
+const RESOURCES: [(DocKind, &str, &str); 8] = [
     (DocKind::User, "user", "users"),
+    (DocKind::WebUser, "web-user", "web-users"),
     (DocKind::Location, "location", "locations"),
     (DocKind::LocationType, "location_type", "location-types"),
     (DocKind::Group, "group", "groups"),
@@ -91,7 +92,7 @@ async fn delete(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked
         let id = DocId::new(target.id.as_deref().unwrap_or_default());
         let id = id.map_err(|error| WriteError::Invalid(error.to_string()))?;
         let change = DirectoryChange { kind, id, action: Action::Delete, password_hash: None, keeps_digest: false };
-        let receipt = write(state, &domain, settings, vec![change]).await?;
+        let receipt = write(state, &domain, settings, kind, vec![change]).await?;
         receipt.results.into_iter().next().unwrap_or(Err(WriteError::Internal))?;
         Ok::<_, WriteError>(receipt.position)
     };
@@ -109,15 +110,16 @@ async fn one(
     asked: &Asked,
     body: &Bytes,
 ) -> Response {
-    let (domain, settings) = match caller::authorized(state, &target.domain, asked, Permission::EditUsers).await {
-        Ok((domain, settings, _)) => (domain, settings),
+    let (domain, settings, caller) = match caller::authorized(state, &target.domain, asked, Permission::EditUsers).await
+    {
+        Ok(found) => found,
         Err(response) => return response,
     };
     let result = async {
         let fields = object(body)?;
-        let change = change(kind, presence, target.id.as_deref(), fields, state.ingest.config.digest).await?;
+        let change = change(state, &caller, kind, presence, target.id.as_deref(), fields).await?;
         let id = change.id.clone();
-        let receipt = write(state, &domain, settings, vec![change]).await?;
+        let receipt = write(state, &domain, settings, kind, vec![change]).await?;
         let written = receipt.results.into_iter().next().unwrap_or(Err(WriteError::Internal))?;
         Ok::<_, WriteError>((id, written, receipt.position))
     };
@@ -147,14 +149,55 @@ fn object(body: &[u8]) -> Result<Map<String, Value>, WriteError> {
     }
 }
 
-/// The change that a row asks for. Its id is in the path, in the row, or random.
+/// The change that a row asks for. Its id is in the path, in the row, that of the web user of this name, or random.
 async fn change(
+    state: &HttpState,
+    caller: &Principal,
     kind: DocKind,
     presence: Presence,
     id: Option<&str>,
     fields: Map<String, Value>,
-    keeps_digest: bool,
 ) -> Result<DirectoryChange, WriteError> {
+    let mut known = None;
+    if kind == DocKind::WebUser {
+        may_grant(caller, &fields)?;
+        if let Some(username) = fields.get("username").and_then(Value::as_str) {
+            known = state.ingest.accounts().web_user_id(username).await?;
+        }
+    }
+    let id = document_id(kind, presence, id.or(known.as_deref()), &fields)?;
+    let password_hash = match fields.get("password") {
+        Some(Value::String(password)) if has_password(kind) && !password.is_empty() => {
+            let hash = password::hash(password.clone()).await;
+            Some(hash.map_err(|error| WriteError::Invalid(error.to_string()))?)
+        }
+        None | Some(Value::Null) => None,
+        Some(_) => return Err(WriteError::Invalid("field `password` must be a text that is not empty".to_owned())),
+    };
+    let keeps_digest = state.ingest.config.digest;
+    Ok(DirectoryChange { kind, id, action: Action::Merge { fields, presence }, password_hash, keeps_digest })
+}
+
+const fn has_password(kind: DocKind) -> bool {
+    matches!(kind, DocKind::User | DocKind::WebUser)
+}
+
+/// Nobody gives what they do not have.
+fn may_grant(caller: &Principal, fields: &Map<String, Value>) -> Result<(), WriteError> {
+    for name in granted(fields).unwrap_or_default() {
+        if PERMISSIONS.iter().any(|(permission, known)| *known == name && !caller.may(*permission)) {
+            return Err(WriteError::Invalid(format!("you cannot give the permission `{name}`, which you do not have")));
+        }
+    }
+    Ok(())
+}
+
+fn document_id(
+    kind: DocKind,
+    presence: Presence,
+    id: Option<&str>,
+    fields: &Map<String, Value>,
+) -> Result<DocId, WriteError> {
     let named = ["_id", "id", "location_id", "user_id"];
     // A user's location_id says where they work.
     let own = named.iter().filter(|name| kind == DocKind::Location || **name != "location_id");
@@ -164,16 +207,7 @@ async fn change(
         None if presence == Presence::Existing => return Err(WriteError::Invalid("the row has no id".to_owned())),
         None => DocId::new(&Uuid::new_v4().simple().to_string()),
     };
-    let id = id.map_err(|error| WriteError::Invalid(error.to_string()))?;
-    let password_hash = match fields.get("password") {
-        Some(Value::String(password)) if kind == DocKind::User && !password.is_empty() => {
-            let hash = password::hash(password.clone()).await;
-            Some(hash.map_err(|error| WriteError::Invalid(error.to_string()))?)
-        }
-        None | Some(Value::Null) => None,
-        Some(_) => return Err(WriteError::Invalid("field `password` must be a text that is not empty".to_owned())),
-    };
-    Ok(DirectoryChange { kind, id, action: Action::Merge { fields, presence }, password_hash, keeps_digest })
+    id.map_err(|error| WriteError::Invalid(error.to_string()))
 }
 
 /// Stores changes; accounts that they may concern have to sign in again.
@@ -181,12 +215,17 @@ async fn write(
     state: &HttpState,
     domain: &DomainId,
     settings: Domain,
+    kind: DocKind,
     changes: Vec<DirectoryChange>,
 ) -> Result<DirectoryReceipt, WriteError> {
-    let users = changes.iter().filter(|change| change.kind == DocKind::User);
+    let users = changes.iter().filter(|_| has_password(kind));
     let users: Vec<DocId> = users.map(|change| change.id.clone()).collect();
     let write = DirectoryWrite { domain: domain.clone(), changes };
-    let receipt = state.ingest.lanes.write(settings.lane, write).await?;
+    let lane = match kind {
+        DocKind::WebUser => state.ingest.databases.control_lane(),
+        _ => settings.lane,
+    };
+    let receipt = state.ingest.lanes.write(lane, write).await?;
     for id in &users {
         state.ingest.auth.forget(id.as_str());
     }
@@ -194,15 +233,16 @@ async fn write(
 }
 
 async fn import(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked, body: &Bytes) -> Response {
-    let (domain, settings) = match caller::authorized(state, &target.domain, asked, Permission::EditUsers).await {
-        Ok((domain, settings, _)) => (domain, settings),
+    let (domain, settings, caller) = match caller::authorized(state, &target.domain, asked, Permission::EditUsers).await
+    {
+        Ok(found) => found,
         Err(response) => return response,
     };
+    let caller = &caller;
     let rows = match import::rows(body) {
         Ok(rows) => rows,
         Err(error) => return refusal::json_error(&error),
     };
-    let keeps_digest = state.ingest.config.digest;
     let mut report = Report::default();
     let mut chunk = Vec::new();
     // Passwords are hashed on other threads; a few at a time keep those busy.
@@ -210,7 +250,7 @@ async fn import(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked
         futures::stream::iter((1..).zip(rows))
             .map(|(number, row)| async move {
                 match row {
-                    Ok(fields) => (number, change(kind, Presence::Any, None, fields, keeps_digest).await),
+                    Ok(fields) => (number, change(state, caller, kind, Presence::Any, None, fields).await),
                     Err(error) => (number, Err(error)),
                 }
             })
@@ -222,11 +262,11 @@ async fn import(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked
             Err(error) => report.refused(number, None, &error),
         }
         if chunk.len() == CHUNK {
-            store(state, &domain, settings, std::mem::take(&mut chunk), &mut report).await;
+            store(state, &domain, settings, kind, std::mem::take(&mut chunk), &mut report).await;
         }
     }
     if !chunk.is_empty() {
-        store(state, &domain, settings, chunk, &mut report).await;
+        store(state, &domain, settings, kind, chunk, &mut report).await;
     }
     report.response()
 }
@@ -235,12 +275,13 @@ async fn store(
     state: &HttpState,
     domain: &DomainId,
     settings: Domain,
+    kind: DocKind,
     chunk: Vec<(usize, DirectoryChange)>,
     report: &mut Report,
 ) {
     let (numbers, changes): (Vec<usize>, Vec<DirectoryChange>) = chunk.into_iter().unzip();
     let ids: Vec<DocId> = changes.iter().map(|change| change.id.clone()).collect();
-    match write(state, domain, settings, changes).await {
+    match write(state, domain, settings, kind, changes).await {
         Ok(receipt) => {
             report.position = receipt.position.or(report.position);
             for ((number, id), result) in numbers.into_iter().zip(ids).zip(receipt.results) {
@@ -260,18 +301,19 @@ async fn store(
 
 /// What became of every row of an import.
 #[derive(Debug, Default)]
-struct Report {
+pub(super) struct Report {
     created: usize,
     updated: usize,
     failed: usize,
     rows: Vec<Value>,
-    position: Option<Position>,
+    /// Where what was taken is in the log.
+    pub(super) position: Option<Position>,
     /// Status of a failure that is not the rows' own.
     overload: Option<StatusCode>,
 }
 
 impl Report {
-    fn accepted(&mut self, number: usize, id: &DocId, written: Written) {
+    pub(super) fn accepted(&mut self, number: usize, id: &DocId, written: Written) {
         let status = match written {
             Written::Created => {
                 self.created += 1;
@@ -285,7 +327,7 @@ impl Report {
         self.rows.push(json!({"row": number, "id": id, "status": status}));
     }
 
-    fn refused(&mut self, number: usize, id: Option<&DocId>, error: &WriteError) {
+    pub(super) fn refused(&mut self, number: usize, id: Option<&DocId>, error: &WriteError) {
         self.failed += 1;
         if matches!(error, WriteError::Busy | WriteError::Unavailable | WriteError::Stopping) {
             use schemas::error::Classify;
@@ -295,7 +337,7 @@ impl Report {
     }
 
     /// 200 if any row was taken; what failed is in the report.
-    fn response(self) -> Response {
+    pub(super) fn response(self) -> Response {
         let taken = self.created + self.updated;
         let status = match self.overload {
             Some(status) if taken == 0 => status,
@@ -313,15 +355,14 @@ impl Report {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_users_place_is_not_their_id() {
+    #[test]
+    fn a_users_place_is_not_their_id() {
         let fields = |value: Value| value.as_object().unwrap().clone();
-        let user =
-            change(DocKind::User, Presence::Any, None, fields(json!({"_id": "u", "location_id": "l"})), true).await;
-        assert_eq!(user.unwrap().id.as_str(), "u");
-        let place = change(DocKind::Location, Presence::Any, None, fields(json!({"location_id": "l"})), true).await;
-        assert_eq!(place.unwrap().id.as_str(), "l");
-        let missing = change(DocKind::User, Presence::Existing, None, fields(json!({"location_id": "l"})), true).await;
+        let user = document_id(DocKind::User, Presence::Any, None, &fields(json!({"_id": "u", "location_id": "l"})));
+        assert_eq!(user.unwrap().as_str(), "u");
+        let place = document_id(DocKind::Location, Presence::Any, None, &fields(json!({"location_id": "l"})));
+        assert_eq!(place.unwrap().as_str(), "l");
+        let missing = document_id(DocKind::User, Presence::Existing, None, &fields(json!({"location_id": "l"})));
         assert!(missing.is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemas::position::LaneId;
 use tokio::time::Duration;
 
 use super::pool::{Address, Pool};
@@ -14,6 +15,17 @@ pub(crate) struct Database {
     pub number: u16,
     /// Connections for short statements.
     pub pool: Pool,
+    /// True of the database of accounts that are in no domain's.
+    pub is_control: bool,
+}
+
+impl Database {
+    /// Its lanes: some for domains, and the one of web users.
+    pub(crate) fn lanes(&self, of_domains: u16) -> impl Iterator<Item = LaneId> + use<> {
+        let database = self.number;
+        let control = self.is_control.then_some(LaneId::control(database));
+        (0..of_domains).map(move |writer| LaneId { database, writer }).chain(control)
+    }
 }
 
 /// All databases that this process is configured with.
@@ -36,18 +48,24 @@ impl Databases {
     /// An address is none.
     pub(crate) fn of(config: &IngestConfig) -> Result<Self, tokio_postgres::Error> {
         let lock_wait = Duration::from_millis(config.lock_wait_ms);
-        let database = |number, url: &str| {
-            Ok(Database { number, pool: Pool::new(Address::parse(url)?, config.read_connections, lock_wait) })
+        let database = |number, url: &str, is_control| {
+            let pool = Pool::new(Address::parse(url)?, config.read_connections, lock_wait);
+            Ok(Database { number, pool, is_control })
         };
-        let control = database(config.database, &config.database_url)?;
-        let further =
-            config.databases.iter().map(|other| database(other.number, &other.url)).collect::<Result<_, _>>()?;
+        let control = database(config.database, &config.database_url, true)?;
+        let further = config.databases.iter().map(|other| database(other.number, &other.url, false));
+        let further = further.collect::<Result<_, _>>()?;
         Ok(Self { inner: Arc::new(Inner { control, further, map: ShardMap::of(config) }) })
     }
 
     /// The database of accounts that are in no domain's: web users, their keys, and where domains live.
     pub(crate) fn control(&self) -> &Pool {
         &self.inner.control.pool
+    }
+
+    /// The lane of web users.
+    pub(crate) fn control_lane(&self) -> LaneId {
+        LaneId::control(self.inner.control.number)
     }
 
     /// All of them, the control database first.

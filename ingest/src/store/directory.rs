@@ -40,11 +40,14 @@ struct Statements {
 
 const fn in_common(kind: DocKind) -> Option<Statements> {
     Some(match kind {
+        DocKind::WebUser => common!("web_user"),
         DocKind::LocationType => common!("location_type"),
         DocKind::Group => common!("group"),
         DocKind::LookupTable => common!("lookup_table"),
         DocKind::LookupRow => common!("lookup_row"),
         DocKind::Application => common!("application"),
+        DocKind::NamedExpression => common!("named_expression"),
+        DocKind::NamedFilter => common!("named_filter"),
         _ => return None,
     })
 }
@@ -147,7 +150,13 @@ pub(crate) const UPSERT_ACCOUNTS: &str = "INSERT INTO accounts (id, username, pa
      digest_hash = CASE WHEN excluded.password_hash IS NOT NULL THEN excluded.digest_hash \
      WHEN accounts.username = excluded.username THEN accounts.digest_hash END";
 
-/// Makes mobile workers members of their domain; the columns are ids and domains.
-pub(crate) const INSERT_MEMBERSHIPS: &str = "INSERT INTO memberships (account_id, domain, permissions) \
-     SELECT account_id, domain, ARRAY['submit'] FROM unnest($1::text[], $2::text[]) AS u(account_id, domain) \
-     ON CONFLICT DO NOTHING";
+/// Lets accounts into a domain; the columns are ids, domains, and names of permissions with commas between.
+pub(crate) const UPSERT_MEMBERSHIPS: &str = "INSERT INTO memberships (account_id, domain, permissions) \
+     SELECT account_id, domain, string_to_array(permissions, ',') \
+     FROM unnest($1::text[], $2::text[], $3::text[]) AS u(account_id, domain, permissions) \
+     ON CONFLICT (account_id, domain) DO UPDATE SET permissions = excluded.permissions";
+
+/// Takes accounts out of a domain; the columns are ids and domains.
+pub(crate) const DELETE_MEMBERSHIPS: &str = "DELETE FROM memberships m \
+     USING unnest($1::text[], $2::text[]) AS u(account_id, domain) \
+     WHERE m.account_id = u.account_id AND m.domain = u.domain";

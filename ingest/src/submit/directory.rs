@@ -11,24 +11,21 @@ use schemas::{
 };
 use serde_json::{Map, Value, value::to_raw_value};
 
+pub(crate) use schemas::id::{WORKER_SUFFIX, worker_login};
+
 use super::{
     Action, DirectoryChange, DirectoryWrite, Presence, Written,
     world::{AccountWrite, DirectoryRow, Login, RecordDraft, World},
 };
-use crate::{auth::digest::stored_hash, error::WriteError};
+use crate::{
+    auth::{PERMISSIONS, digest::stored_hash},
+    error::WriteError,
+};
 
-/// What a mobile worker's name ends with when it is sent in full.
-pub(crate) const WORKER_SUFFIX: &str = ".commcarehq.org";
 /// Longest user name, in characters.
 const NAME_CHARS: usize = 128;
 /// Fields of request bodies that are no part of a document: what the server derives, and the secret.
 const NOT_STORED: [&str; 5] = ["id", "password", "resource_uri", "domain", "doc_type"];
-
-/// A mobile worker's name in full: `name@domain.commcarehq.org`, however it was written.
-pub(crate) fn worker_login(name: &str, domain: &DomainId) -> String {
-    let short = name.split('@').next().unwrap_or_default();
-    format!("{short}@{domain}{WORKER_SUFFIX}")
-}
 
 /// Applies the changes of one request. Returns what became of each, and the index of its record if any was accepted.
 pub(crate) fn apply(world: &mut World, write: &DirectoryWrite) -> (Vec<Result<Written, WriteError>>, Option<usize>) {
@@ -61,19 +58,25 @@ fn apply_one(
             }
             Some(match change.kind {
                 DocKind::User => user(domain, &change.id, before, fields)?,
+                DocKind::WebUser => web_user(domain, &change.id, before, fields)?,
                 DocKind::Location => location(world, domain, &change.id, before, fields)?,
                 DocKind::LookupRow => lookup_row(world, domain, &change.id, before, fields)?,
                 DocKind::LocationType | DocKind::Group | DocKind::LookupTable | DocKind::Application => {
                     checked(domain, change.kind, &change.id, before, fields)?
                 }
-                DocKind::Form | DocKind::Case | DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => {
-                    fields.clone()
-                }
+                DocKind::Form
+                | DocKind::Case
+                | DocKind::Ledger
+                | DocKind::DataSource
+                | DocKind::AggregateView
+                | DocKind::NamedExpression
+                | DocKind::NamedFilter => fields.clone(),
             })
         }
     };
     match (change.kind, &document) {
-        (DocKind::User, Some(document)) => account(world, domain, change, document)?,
+        (DocKind::User | DocKind::WebUser, Some(document)) => account(world, domain, change, document)?,
+        (DocKind::WebUser, None) => world.changes.leaving.push((change.id.clone(), domain.clone())),
         // Who is gone can no longer sign in, and is told so.
         (DocKind::User, None) => {
             let mut gone = world.directory.get(&key).cloned().unwrap_or_default();
@@ -102,6 +105,7 @@ fn apply_one(
 pub(crate) const fn doc_type(kind: DocKind) -> &'static str {
     match kind {
         DocKind::User => "CommCareUser",
+        DocKind::WebUser => "WebUser",
         DocKind::Location => "SQLLocation",
         DocKind::LocationType => "LocationType",
         DocKind::Group => "Group",
@@ -110,6 +114,7 @@ pub(crate) const fn doc_type(kind: DocKind) -> &'static str {
         DocKind::Application => "Application",
         DocKind::DataSource => "DataSourceConfiguration",
         DocKind::AggregateView => "AggregateView",
+        DocKind::NamedExpression | DocKind::NamedFilter => "UCRExpression",
         DocKind::Form => "XFormInstance",
         DocKind::Case => "CommCareCase",
         DocKind::Ledger => super::ledger::DOC_TYPE,
@@ -119,6 +124,7 @@ pub(crate) const fn doc_type(kind: DocKind) -> &'static str {
 const fn noun(kind: DocKind) -> &'static str {
     match kind {
         DocKind::User => "user",
+        DocKind::WebUser => "web user",
         DocKind::Location => "location",
         DocKind::LocationType => "location type",
         DocKind::Group => "group",
@@ -127,6 +133,8 @@ const fn noun(kind: DocKind) -> &'static str {
         DocKind::Application => "application",
         DocKind::DataSource => "data source",
         DocKind::AggregateView => "view",
+        DocKind::NamedExpression => "named expression",
+        DocKind::NamedFilter => "named filter",
         DocKind::Form => "form",
         DocKind::Case => "case",
         DocKind::Ledger => "ledger",
@@ -188,6 +196,41 @@ fn user(
     Ok(document)
 }
 
+/// A web user's document in one of their domains (rest-api.md §9.2).
+fn web_user(
+    domain: &DomainId,
+    id: &DocId,
+    before: Option<&Map<String, Value>>,
+    fields: &Map<String, Value>,
+) -> Result<Map<String, Value>, WriteError> {
+    for name in ["username", "first_name", "last_name", "email", "role", "primary_location_id"] {
+        text(fields, name)?;
+    }
+    let defaults = [
+        ("username", Value::Null),
+        ("first_name", "".into()),
+        ("last_name", "".into()),
+        ("permissions", Value::Array(Vec::new())),
+    ];
+    let document = merge(domain, id, doc_type(DocKind::WebUser), &defaults, before, fields.clone());
+    let name = document.get("username").and_then(Value::as_str).unwrap_or_default();
+    let renamed = before.is_some_and(|before| before.get("username").and_then(Value::as_str) != Some(name));
+    if name.is_empty() || name.chars().count() > NAME_CHARS || name.ends_with(WORKER_SUFFIX) || renamed {
+        return Err(invalid("username", "the name of a web user, at most 128 characters, which does not change"));
+    }
+    if granted(&document).is_none() {
+        let known: Vec<&str> = PERMISSIONS.iter().map(|(_, name)| *name).collect();
+        return Err(invalid("permissions", &format!("a list of {}", known.join(", "))));
+    }
+    Ok(document)
+}
+
+/// The permissions that a web user's document names, if all of them are known.
+pub(crate) fn granted(document: &Map<String, Value>) -> Option<Vec<&'static str>> {
+    let known = |name: &Value| PERMISSIONS.iter().map(|(_, known)| *known).find(|known| name.as_str() == Some(*known));
+    document.get("permissions")?.as_array()?.iter().map(known).collect()
+}
+
 /// A location's document.
 fn location(
     world: &World,
@@ -197,9 +240,12 @@ fn location(
     fields: &Map<String, Value>,
 ) -> Result<Map<String, Value>, WriteError> {
     let mut sent = fields.clone();
-    for (other, name) in
-        [("parent", "parent_id"), ("parent_location_id", "parent_id"), ("location_type_code", "location_type")]
-    {
+    for (other, name) in [
+        ("parent", "parent_id"),
+        ("parent_location_id", "parent_id"),
+        ("location_type_code", "location_type"),
+        ("location_data", "metadata"),
+    ] {
         if let Some(value) = sent.shift_remove(other) {
             sent.entry(name).or_insert(value);
         }
@@ -216,6 +262,9 @@ fn location(
     }
     for name in ["name", "site_code", "external_id"] {
         text(&sent, name)?;
+    }
+    if sent.get("metadata").is_some_and(|value| !value.is_object()) {
+        return Err(invalid("location_data", "an object"));
     }
     if sent.get("is_archived").is_some_and(|value| !value.is_boolean()) {
         return Err(invalid("is_archived", "true or false"));
@@ -362,7 +411,7 @@ fn merge(
     document
 }
 
-/// The sign-in of a mobile worker, unless the name or the id belongs to somebody else.
+/// The sign-in of a mobile worker or web user, unless the name or the id belongs to somebody else.
 fn account(
     world: &mut World,
     domain: &DomainId,
@@ -370,19 +419,34 @@ fn account(
     document: &Map<String, Value>,
 ) -> Result<(), WriteError> {
     let name = document.get("username").and_then(Value::as_str).unwrap_or_default();
-    let username = worker_login(name, domain);
+    let is_web_user = change.kind == DocKind::WebUser;
+    let username = if is_web_user { name.to_owned() } else { worker_login(name, domain) };
     let id = change.id.as_str();
-    if world.names.get(&username).is_some_and(|login| login.account_id != id) {
+    let named = world.names.get(&username);
+    if named.is_some_and(|login| login.account_id != id) {
         return Err(WriteError::Conflict(format!("user name `{username}` is taken")));
     }
-    let foreign = |login: &Login| !login.domains.iter().any(|other| other == domain.as_str());
+    let is_own = named.is_some();
+    if is_web_user && is_own && change.password_hash.is_some() {
+        // They may enter other domains, whose administrators did not ask for this.
+        return Err(WriteError::Invalid(format!("`{username}` has an account; its password is not set here")));
+    }
+    let foreign = |login: &Login| match is_web_user {
+        true => !is_own,
+        false => !login.domains.iter().any(|other| other == domain.as_str()),
+    };
     if world.accounts.get(id).is_some_and(foreign) {
         return Err(WriteError::Conflict(format!("user id `{id}` is taken")));
     }
     let login = Login { account_id: id.to_owned(), domains: vec![domain.as_str().to_owned()] };
     world.names.insert(username.clone(), login.clone());
     world.accounts.insert(id.to_owned(), login);
-    let is_active = document.get("is_active").and_then(Value::as_bool).unwrap_or(true);
+    let is_active = document.get("is_active").and_then(Value::as_bool).unwrap_or(true) || is_web_user;
+    let permissions = match is_web_user {
+        true => granted(document).unwrap_or_default(),
+        false => vec!["submit"],
+    };
+    let permissions = permissions.into_iter().map(str::to_owned).collect();
     let before = world.changes.accounts.remove(&change.id);
     let sent = match &change.action {
         Action::Merge { fields, .. } if change.keeps_digest => fields.get("password").and_then(Value::as_str),
@@ -393,7 +457,7 @@ fn account(
         (None, Some(before)) => (before.password_hash, before.digest_hash),
         (hash, _) => (hash.clone(), digest_hash),
     };
-    let row = AccountWrite { domain: domain.clone(), username, password_hash, digest_hash, is_active };
+    let row = AccountWrite { domain: domain.clone(), username, password_hash, digest_hash, is_active, permissions };
     world.changes.accounts.insert(change.id.clone(), row);
     Ok(())
 }

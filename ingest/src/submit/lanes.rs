@@ -39,9 +39,8 @@ impl Lanes {
         tasks: &TaskTracker,
     ) -> Self {
         let mut queues = HashMap::new();
-        let lanes = databases.all().flat_map(|database| (0..config.lanes).map(move |writer| (database, writer)));
-        for (database, writer) in lanes {
-            let lane = LaneId { database: database.number, writer };
+        let lanes = databases.all().flat_map(|database| database.lanes(config.lanes).map(move |lane| (database, lane)));
+        for (database, lane) in lanes {
             let (sender, receiver) = mpsc::channel(config.queue);
             let shared = Arc::new(Shared {
                 lane,

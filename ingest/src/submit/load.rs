@@ -379,12 +379,16 @@ async fn load_directory(connection: &mut Connection, jobs: &[Job], world: &mut W
             let entry = ids.entry((write.domain.clone(), kind.name())).or_insert_with(|| (kind, Vec::new()));
             entry.1.extend(wanted);
         }
-        for change in write.changes.iter().filter(|change| change.kind == DocKind::User) {
+        let users = write.changes.iter().filter(|change| matches!(change.kind, DocKind::User | DocKind::WebUser));
+        for change in users {
             accounts.insert(change.id.as_str().to_owned());
             if let super::Action::Merge { fields, .. } = &change.action
                 && let Some(name) = fields.get("username").and_then(Value::as_str)
             {
-                names.insert(worker_login(name, &write.domain));
+                names.insert(match change.kind {
+                    DocKind::WebUser => name.to_owned(),
+                    _ => worker_login(name, &write.domain),
+                });
             }
         }
     }

@@ -246,6 +246,8 @@ pub(crate) struct AccountWrite {
     pub digest_hash: Option<String>,
     /// Whether they may sign in.
     pub is_active: bool,
+    /// Names of what they may do in the domain.
+    pub permissions: Vec<String>,
 }
 
 /// A change record without its number.
@@ -296,6 +298,8 @@ pub(crate) struct Changes {
     pub directory: BTreeMap<(DomainId, DocKind, DocId), DirectoryRow>,
     /// Accounts by id.
     pub accounts: BTreeMap<DocId, AccountWrite>,
+    /// Accounts that leave a domain.
+    pub leaving: Vec<(DocId, DomainId)>,
 }
 
 impl Changes {

@@ -8,6 +8,7 @@ use schemas::{
     change::DocKind,
     id::{DomainId, ViewName},
     port::{AuthError, Credentials, Permission, Secret},
+    position::LaneId,
 };
 use serde_json::json;
 
@@ -112,6 +113,70 @@ async fn workers_submit_under_either_name_and_nothing_else() {
     assert_eq!(service.call("PUT", "/a/demo/api/v0.5/user/nobody/", "{}").await.status, StatusCode::NOT_FOUND);
     let taken = service.call("POST", "/a/demo/api/v0.5/user/", r#"{"username": "asha"}"#).await;
     assert_eq!(taken.status, StatusCode::CONFLICT);
+}
+
+#[tokio::test]
+async fn web_users_are_documents_of_each_of_their_domains_in_a_lane_of_their_own() {
+    let service = start().await;
+    let accounts = service.ingest.accounts();
+    let other = DomainId::new("other").unwrap();
+    accounts.create_domain(&other).await.unwrap();
+    let Secret(password_of_other) = accounts.ensure_admin(&other).await.unwrap().unwrap();
+    let path = "/a/demo/api/v0.5/web-user/";
+    let sent =
+        json!({"username": "chief@example.org", "password": "pw", "first_name": "C", "permissions": ["read_data"]});
+    let made = service.call("POST", path, sent.to_string()).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
+    assert_eq!(made.position().lane, LaneId::control(0));
+    let id = made.json()["id"].as_str().unwrap().to_owned();
+    let record = service.record(made.position()).await;
+    let (_, kind, body) = documents(&record, DocKind::WebUser).remove(0);
+    assert_eq!(
+        (kind.as_str(), &body["domain"], &body["permissions"]),
+        ("WebUser", &"demo".into(), &json!(["read_data"]))
+    );
+    assert!(body.get("password").is_none());
+    let auth = service.ingest.authenticator();
+    let chief = password("chief@example.org", "pw");
+    assert_eq!(auth.authenticate(&demo(), &chief).await.unwrap().permissions, [Permission::ReadData]);
+    assert!(auth.authenticate(&other, &chief).await.is_err());
+
+    // Another domain's administrator may let them in, but neither takes their account over nor gives what they lack.
+    let ask = |body: serde_json::Value| {
+        let request = Request::post("/a/other/api/v0.5/web-user/");
+        let request = request.header("authorization", basic("admin@other", &password_of_other));
+        request.body(Body::from(body.to_string())).unwrap()
+    };
+    let stolen = service.send(ask(json!({"username": "chief@example.org", "password": "mine"}))).await;
+    assert_eq!(stolen.status, StatusCode::BAD_REQUEST, "{stolen:?}");
+    let joined = service.send(ask(json!({"username": "chief@example.org", "permissions": ["submit"]}))).await;
+    assert_eq!((joined.status, &joined.json()["id"]), (StatusCode::CREATED, &json!(id)), "{joined:?}");
+    assert_eq!(auth.authenticate(&other, &chief).await.unwrap().permissions, [Permission::Submit]);
+    let editor = [Permission::EditUsers];
+    accounts.create_web_user("editor", &Secret("pw".to_owned()), &demo(), &editor).await.unwrap();
+    let request = Request::put(format!("{path}{id}/")).header("authorization", basic("editor", "pw"));
+    let raised = service.send(request.body(Body::from(r#"{"permissions": ["edit_domain"]}"#)).unwrap()).await;
+    assert_eq!(raised.status, StatusCode::BAD_REQUEST, "{raised:?}");
+    assert!(raised.body.contains("edit_domain"), "{raised:?}");
+    for (field, value) in
+        [("permissions", json!(["everything"])), ("permissions", json!("submit")), ("username", json!("x"))]
+    {
+        let refused = service.call("PUT", &format!("{path}{id}/"), json!({field: value}).to_string()).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{field} {refused:?}");
+    }
+    let changed = service.call("PUT", &format!("{path}{id}/"), r#"{"last_name": "D"}"#).await;
+    assert_eq!(changed.status, StatusCode::OK, "{changed:?}");
+
+    let gone = service.call("DELETE", &format!("{path}{id}/"), "").await;
+    assert_eq!(gone.status, StatusCode::NO_CONTENT, "{gone:?}");
+    assert!(auth.authenticate(&demo(), &chief).await.is_err());
+    assert!(auth.authenticate(&other, &chief).await.is_ok());
+    accounts.join("chief@example.org", &demo(), &[Permission::Submit]).await.unwrap();
+    assert!(auth.authenticate(&demo(), &chief).await.is_ok());
+    accounts.leave("chief@example.org", &demo()).await.unwrap();
+    assert!(auth.authenticate(&demo(), &chief).await.is_err());
+    let documents = "SELECT count(*) FROM documents WHERE kind = 'web_user'";
+    assert_eq!(service.number(documents).await, 4, "two administrators, the editor, and the chief in one domain");
 }
 
 #[tokio::test]
@@ -254,7 +319,13 @@ async fn the_other_documents_of_a_domain_are_made_changed_and_deleted() {
         kinds.extend(found.into_iter().map(|found| found.document.kind).filter(|kind| *kind != DocKind::Form));
     }
     kinds.sort_unstable();
-    let expected =
-        [DocKind::LocationType, DocKind::Group, DocKind::LookupTable, DocKind::LookupRow, DocKind::Application];
+    let expected = [
+        DocKind::WebUser,
+        DocKind::LocationType,
+        DocKind::Group,
+        DocKind::LookupTable,
+        DocKind::LookupRow,
+        DocKind::Application,
+    ];
     assert_eq!(kinds, expected);
 }

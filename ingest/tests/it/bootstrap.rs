@@ -44,15 +44,18 @@ async fn a_scan_and_what_follows_equal_the_whole_log() {
     while let Some(documents) = scan.next().await.unwrap() {
         for found in documents {
             assert_eq!(found.domain.as_str(), "demo");
+            count += 1;
             let document = found.document;
+            if document.kind == DocKind::WebUser {
+                continue;
+            }
             let value = (document.stamp.0, document.document_type.clone(), Some(body(&document)));
             assert!(scanned.insert((document.kind, document.id.to_string()), value).is_none(), "each document once");
-            count += 1;
         }
     }
     assert_eq!(scan.expected(), count);
     let at = scan.frontier().positions().next().unwrap();
-    let head = service.number("SELECT sequence FROM lanes").await as usize;
+    let head = service.number("SELECT sequence FROM lanes WHERE lane = 0").await as usize;
     let after = service.records(scan.frontier(), head - at.sequence.0 as usize).await;
     let apply = |documents: &mut Documents, records: &[std::sync::Arc<schemas::change::ChangeRecord>]| {
         for document in records.iter().flat_map(|record| &record.documents) {

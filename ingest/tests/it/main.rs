@@ -10,6 +10,7 @@ mod lanes;
 mod migration;
 mod operations;
 mod outage;
+#[path = "../../../tests/postgres/postgres.rs"]
 mod postgres;
 mod receiver;
 mod reorder;

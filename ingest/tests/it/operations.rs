@@ -30,7 +30,7 @@ async fn operations_that_cannot_be_are_refused_and_change_nothing() {
     service
         .stored(&form("f2", "1", &case("c3", &format!("{}<index><p case_type=\"child\">c1</p></index>", create("C")))))
         .await;
-    let before = service.number("SELECT sequence FROM lanes").await;
+    let before = service.number("SELECT sequence FROM lanes WHERE lane = 0").await;
     for (path, status, says) in [
         ("forms/none/archive", 404, "there is no form none"),
         ("forms/f1/unarchive", 409, "only XFormArchived can be unarchived"),
@@ -46,7 +46,7 @@ async fn operations_that_cannot_be_are_refused_and_change_nothing() {
         assert_eq!(answer.status.as_u16(), status, "{path} {answer:?}");
         assert!(answer.body.contains(says), "{path} {answer:?}");
     }
-    assert_eq!(service.number("SELECT sequence FROM lanes").await, before);
+    assert_eq!(service.number("SELECT sequence FROM lanes WHERE lane = 0").await, before);
     assert!(service.ingest.rebuild_case(&other, &schemas::id::CaseId::new("c1").unwrap(), "u").await.is_err());
 }
 
@@ -192,7 +192,7 @@ async fn what_operations_leave_behind_equals_the_log() {
     let mut scan = service.ingest.bootstrap().scan().await.unwrap();
     let mut by_scan = std::collections::BTreeMap::new();
     while let Some(found) = scan.next().await.unwrap() {
-        for found in found {
+        for found in found.into_iter().filter(|found| found.document.kind != DocKind::WebUser) {
             let body = serde_json::from_str::<Value>(found.document.body.unwrap().get()).unwrap();
             by_scan.insert((found.document.kind, found.document.id), body);
         }

@@ -15,7 +15,7 @@ use schemas::{
     change::{ChangeRecord, ChangedDocument, DocKind},
     id::DomainId,
     port::{Secret, SourceEvent, SystemClock, ViewReader, WaitError},
-    position::{Frontier, Position},
+    position::{Frontier, LaneId, Position},
     table::Snapshot,
 };
 use serde_json::Value;
@@ -155,18 +155,23 @@ impl Service {
         ingest::changelog::outbox::read(&client, position.lane, before, 1).await.unwrap().remove(0)
     }
 
-    /// Reads the log from a frontier until it holds `count` records.
+    /// Reads the log from a frontier until it holds `count` records of domains' lanes.
     pub(crate) async fn records(&self, from: Frontier, count: usize) -> Vec<Arc<ChangeRecord>> {
         let mut source = self.ingest.bootstrap().changes(from).await.unwrap();
         let mut records = Vec::new();
         while records.len() < count {
             let event = tokio::time::timeout(DEADLINE, source.next()).await.unwrap().unwrap();
             if let SourceEvent::Records(more) = event {
-                records.extend(more);
+                records.extend(more.into_iter().filter(|record| !is_control(record.position)));
             }
         }
         records
     }
+}
+
+/// True of the lane of web users, where the making of an administrator is recorded.
+pub(crate) fn is_control(position: Position) -> bool {
+    position.lane == LaneId::control(position.lane.database)
 }
 
 /// The body of a document as JSON.

@@ -19,7 +19,7 @@ use super::{
     json,
     page::query_string,
     read,
-    scan::{Condition, Documents, Row},
+    scan::{Condition, Documents, Row, Sort},
 };
 use crate::{
     QueryError,
@@ -129,7 +129,7 @@ fn find_external(read: &Read, external_id: &str) -> Result<Vec<Row>, QueryError>
         Condition::Flag { column: "deleted", is: false },
         Condition::Text { column: "external_id", any: vec![external_id.to_owned()] },
     ];
-    Ok(documents(read).page(&wanted, &[], 0, MAX)?.rows)
+    Ok(documents(read).page(&wanted, Sort::default(), 0, MAX)?.rows)
 }
 
 fn several<'a>(
@@ -175,7 +175,7 @@ fn list_cases(read: &Read, here: &str) -> Result<Response, QueryError> {
         parameters.iter().filter(|(name, _)| name != AFTER && name != LAST_ID).cloned().collect();
     let shape = Shape::read(&mut parameters)?;
     let (conditions, limit) = conditions(&parameters)?;
-    let found = documents(read).page(&conditions, &[], 0, limit)?;
+    let found = documents(read).page(&conditions, Sort::default(), 0, limit)?;
     let mut answer = Map::new();
     answer.insert("matching_records".to_owned(), found.total.into());
     if found.total > found.rows.len()

@@ -16,7 +16,7 @@ use super::{
     json,
     page::{Page, last},
     read,
-    scan::{Condition, Documents, Order, Row},
+    scan::{Condition, Documents, Order, Row, Sort},
 };
 use crate::{
     QueryError,
@@ -50,7 +50,7 @@ async fn list(State(doors): State<Doors>, Path(domain): Path<String>, asked: Ask
     read(&doors, &domain, &asked, Wording::Silent, move |read| {
         let page = Page::read(&read.parameters, MAX)?;
         let (conditions, order) = (conditions(&read.parameters)?, order(&read.parameters)?);
-        let found = documents(read).page(&conditions, &order, page.offset, page.limit)?;
+        let found = documents(read).page(&conditions, Sort::by(&order), page.offset, page.limit)?;
         let objects: Vec<_> = found.rows.iter().map(|row| object(row, read, zone)).collect();
         json(&page.envelope(&read.parameters, found.total, &objects))
     })

@@ -70,7 +70,8 @@ pub(super) fn query_string(pairs: &[(String, String)]) -> String {
     text
 }
 
-fn encode(out: &mut String, text: &str) {
+/// Writes a text as a part of an address.
+pub(super) fn encode(out: &mut String, text: &str) {
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
             out.push(char::from(byte));

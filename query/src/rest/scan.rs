@@ -3,11 +3,15 @@
 //! Columns decide first; a row's JSON is parsed only if a condition asks for it and the columns agree.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use arrow::array::{Array, ArrayRef, BooleanArray, StringViewArray, TimestampMicrosecondArray};
+use arrow::{
+    array::{Array, ArrayRef, BooleanArray, Int64Array, StringViewArray, TimestampMicrosecondArray},
+    buffer::{NullBuffer, ScalarBuffer},
+};
 use schemas::table::{Segment, Table, TableName};
 use serde_json::Value;
 
@@ -31,11 +35,30 @@ pub(super) enum Condition {
     Document(Box<dyn Fn(&Value) -> bool + Send + Sync>),
 }
 
-/// An order of rows: instants, each rising or falling.
+/// An order by a column of instants or whole numbers, rising or falling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Order {
     pub(super) column: &'static str,
     pub(super) falling: bool,
+}
+
+/// An order of rows: by a text column, then by others; rows that are still equal stand in the order of their last change.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sort<'a> {
+    pub(super) text: Option<&'static str>,
+    pub(super) then: &'a [Order],
+}
+
+impl<'a> Sort<'a> {
+    /// By a text column.
+    pub(super) const fn text(column: &'static str) -> Self {
+        Self { text: Some(column), then: &[] }
+    }
+
+    /// By at most two other columns.
+    pub(super) const fn by(orders: &'a [Order]) -> Self {
+        Self { text: None, then: orders }
+    }
 }
 
 /// A row of a document table.
@@ -53,7 +76,16 @@ pub(super) struct Found {
     pub(super) rows: Vec<Row>,
 }
 
-/// `system.case_documents` or `system.form_documents` of one snapshot.
+/// A row that matches, in the order of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Hit<'a> {
+    text: Option<&'a str>,
+    keys: [i64; 3],
+    segment: usize,
+    row: usize,
+}
+
+/// The table of all documents of a kind in one snapshot.
 pub(super) struct Documents {
     table: Option<Arc<Table>>,
     name: &'static str,
@@ -88,7 +120,15 @@ impl Documents {
             return places.first().map(|(segment, row)| self.row(table, *segment, *row)).transpose();
         }
         let wanted = Condition::Text { column: ID, any: vec![id.to_owned()] };
-        Ok(self.page(&[wanted], &[], 0, 1)?.rows.pop())
+        Ok(self.page(&[wanted], Sort::default(), 0, 1)?.rows.pop())
+    }
+
+    /// All documents, in the order of their ids.
+    ///
+    /// # Errors
+    /// As [`Self::page`].
+    pub(super) fn all(&self) -> Result<Vec<Row>, QueryError> {
+        Ok(self.page(&[], Sort::text(ID), 0, usize::MAX)?.rows)
     }
 
     /// The matching rows in order, from `offset` on, at most `limit`; and the number of all that match.
@@ -98,49 +138,35 @@ impl Documents {
     pub(super) fn page(
         &self,
         conditions: &[Condition],
-        order: &[Order],
+        sort: Sort<'_>,
         offset: usize,
         limit: usize,
     ) -> Result<Found, QueryError> {
         let Some(table) = &self.table else { return Ok(Found { total: 0, rows: Vec::new() }) };
         let stamp = self.column(table, STAMP)?;
-        let orders = order.iter().map(|order| Ok((self.column(table, order.column)?, order.falling)));
-        let orders = orders.collect::<Result<Vec<_>, QueryError>>()?;
-        let mut hits: Vec<([i64; 3], usize, usize)> = Vec::new();
+        let text = sort.text.map(|column| self.column(table, column)).transpose()?;
+        let then = sort.then.iter().map(|order| Ok((self.column(table, order.column)?, order.falling)));
+        let then = then.collect::<Result<Vec<_>, QueryError>>()?;
+        let mut hits: Vec<Hit<'_>> = Vec::new();
         for (at, segment) in table.segments.iter().enumerate() {
-            if segment.live_rows() == 0 || !may_match(table, segment, conditions) {
-                continue;
-            }
-            let tests = conditions.iter().map(|condition| self.test(table, segment, condition));
-            let tests = tests.collect::<Result<Vec<_>, _>>()?;
-            let (documents, columns): (Vec<_>, Vec<_>) = tests.iter().partition(|test| test.is_document());
             let stamps = instants(segment, stamp)?;
-            let keys = orders.iter().map(|(column, falling)| Ok((instants(segment, *column)?, *falling)));
-            let keys = keys.collect::<Result<Vec<_>, QueryError>>()?;
-            let json = texts(segment, self.column(table, DOCUMENT)?)?;
-            for row in 0..segment.batch.num_rows() {
-                if row % CHECKED_ROWS == 0 && Instant::now() > self.until {
-                    return Err(QueryError::Timeout { after: self.timeout });
+            let text = text.map(|column| texts(segment, column)).transpose()?;
+            let then = then.iter().map(|(column, falling)| Ok((numbers(segment, *column)?, *falling)));
+            let then = then.collect::<Result<Vec<_>, QueryError>>()?;
+            self.each(table, segment, conditions, &mut |row| {
+                let mut keys = [0; 3];
+                for (slot, ((values, nulls), falling)) in keys.iter_mut().zip(&then) {
+                    let known = nulls.is_none_or(|nulls| nulls.is_valid(row));
+                    let value = values.get(row).filter(|_| known).copied().unwrap_or(i64::MIN + 1);
+                    *slot = if *falling { value.saturating_neg() } else { value };
                 }
-                if segment.dead.is_dead(row) || !columns.iter().all(|test| test.holds(row)) {
-                    continue;
-                }
-                if !documents.is_empty() {
-                    let doc: Value = parse(json.value(row))?;
-                    if !documents.iter().all(|test| test.holds_for(&doc)) {
-                        continue;
-                    }
-                }
-                let mut key = [0; 3];
-                for (slot, (column, falling)) in key.iter_mut().zip(&keys) {
-                    let at = if column.is_null(row) { i64::MIN + 1 } else { column.value(row) };
-                    *slot = if *falling { -at } else { at };
-                }
-                if let Some(last) = key.last_mut() {
+                if let Some(last) = keys.last_mut() {
                     *last = stamps.value(row);
                 }
-                hits.push((key, at, row));
-            }
+                let text = text.filter(|column| !column.is_null(row)).map(|column| column.value(row));
+                hits.push(Hit { text, keys, segment: at, row });
+                Ok(())
+            })?;
         }
         let total = hits.len();
         let end = offset.saturating_add(limit);
@@ -150,8 +176,76 @@ impl Documents {
         }
         hits.sort_unstable();
         let page = hits.into_iter().skip(offset);
-        let rows = page.map(|(_, segment, row)| self.row(table, segment, row)).collect::<Result<_, _>>()?;
+        let rows = page.map(|hit| self.row(table, hit.segment, hit.row)).collect::<Result<_, _>>()?;
         Ok(Found { total, rows })
+    }
+
+    /// Shows every matching document to `show`.
+    ///
+    /// # Errors
+    /// As [`Self::page`].
+    pub(super) fn visit(&self, conditions: &[Condition], show: &mut impl FnMut(&Value)) -> Result<(), QueryError> {
+        let Some(table) = &self.table else { return Ok(()) };
+        for segment in table.segments.iter() {
+            let json = texts(segment, self.column(table, DOCUMENT)?)?;
+            self.each(table, segment, conditions, &mut |row| {
+                show(&parse(json.value(row))?);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The different texts of a column.
+    ///
+    /// # Errors
+    /// As [`Self::page`].
+    pub(super) fn distinct(&self, column: &'static str) -> Result<BTreeSet<String>, QueryError> {
+        let mut found = BTreeSet::new();
+        let Some(table) = &self.table else { return Ok(found) };
+        for segment in table.segments.iter() {
+            let column = texts(segment, self.column(table, column)?)?;
+            self.each(table, segment, &[], &mut |row| {
+                if !column.is_null(row) && !found.contains(column.value(row)) {
+                    found.insert(column.value(row).to_owned());
+                }
+                Ok(())
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Calls `hit` with every row of a segment that matches.
+    fn each(
+        &self,
+        table: &Table,
+        segment: &Segment,
+        conditions: &[Condition],
+        hit: &mut impl FnMut(usize) -> Result<(), QueryError>,
+    ) -> Result<(), QueryError> {
+        if segment.live_rows() == 0 || !may_match(table, segment, conditions) {
+            return Ok(());
+        }
+        let tests = conditions.iter().map(|condition| self.test(table, segment, condition));
+        let tests = tests.collect::<Result<Vec<_>, _>>()?;
+        let (documents, columns): (Vec<_>, Vec<_>) = tests.iter().partition(|test| test.is_document());
+        let json = texts(segment, self.column(table, DOCUMENT)?)?;
+        for row in 0..segment.batch.num_rows() {
+            if row % CHECKED_ROWS == 0 && Instant::now() > self.until {
+                return Err(QueryError::Timeout { after: self.timeout });
+            }
+            if segment.dead.is_dead(row) || !columns.iter().all(|test| test.holds(row)) {
+                continue;
+            }
+            if !documents.is_empty() {
+                let doc: Value = parse(json.value(row))?;
+                if !documents.iter().all(|test| test.holds_for(&doc)) {
+                    continue;
+                }
+            }
+            hit(row)?;
+        }
+        Ok(())
     }
 
     fn row(&self, table: &Table, segment: usize, row: usize) -> Result<Row, QueryError> {
@@ -244,6 +338,15 @@ fn texts(segment: &Segment, column: usize) -> Result<&StringViewArray, QueryErro
 
 fn instants(segment: &Segment, column: usize) -> Result<&TimestampMicrosecondArray, QueryError> {
     typed(segment, column)
+}
+
+/// Values of a column of instants or whole numbers, and which of them are there.
+fn numbers(segment: &Segment, column: usize) -> Result<(&ScalarBuffer<i64>, Option<&NullBuffer>), QueryError> {
+    if let Some(column) = array(segment, column)?.as_any().downcast_ref::<Int64Array>() {
+        return Ok((column.values(), column.nulls()));
+    }
+    let column = instants(segment, column)?;
+    Ok((column.values(), column.nulls()))
 }
 
 fn flags(segment: &Segment, column: usize) -> Result<&BooleanArray, QueryError> {

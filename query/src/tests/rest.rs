@@ -27,7 +27,7 @@ fn case(id: &str, kind: &str, extra: &Value) -> Value {
     doc
 }
 
-fn form(id: &str, xmlns: &str, doc_type: &str, received: &str) -> Value {
+pub(super) fn form(id: &str, xmlns: &str, doc_type: &str, received: &str) -> Value {
     json!({
         "_id": id, "domain": "demo", "doc_type": doc_type, "xmlns": xmlns, "app_id": "app1", "build_id": "b1",
         "user_id": "u1", "received_on": received, "server_modified_on": received,
@@ -68,7 +68,7 @@ fn app() -> Router {
     crate::routes(world::state(&views, world::quick()))
 }
 
-async fn get(app: &Router, path: &str) -> (u16, Value) {
+pub(super) async fn get(app: &Router, path: &str) -> (u16, Value) {
     let request = Request::get(path)
         .header(header::AUTHORIZATION, basic(world::USER, world::PASSWORD))
         .header(header::HOST, "hq.example.org");
@@ -79,7 +79,7 @@ async fn get(app: &Router, path: &str) -> (u16, Value) {
     (status, if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap() })
 }
 
-fn ids<'a>(list: &'a Value, name: &str) -> Vec<&'a str> {
+pub(super) fn ids<'a>(list: &'a Value, name: &str) -> Vec<&'a str> {
     list.as_array().unwrap().iter().map(|object| object[name].as_str().unwrap()).collect()
 }
 

@@ -315,6 +315,26 @@ pub(super) fn forms(docs: &[(serde_json::Value, &str)]) -> Arc<Table> {
     documents(columns, 7, &docs.iter().map(row).collect::<Vec<_>>())
 }
 
+/// The table of another kind of document, with these properties as columns.
+pub(super) fn others(properties: &[(&str, ColumnType)], docs: &[(serde_json::Value, &str)]) -> Arc<Table> {
+    let mut columns = vec![Column::required("doc_id", ColumnType::Text)];
+    columns.extend(properties.iter().map(|(name, kind)| Column::new(name, *kind)));
+    columns.push(Column::required("indexed_on", ColumnType::Datetime));
+    columns.push(Column::required("document", ColumnType::Text));
+    let row = |(doc, stamp): &(serde_json::Value, &str)| {
+        let mut cells = vec![text(doc["_id"].as_str().unwrap())];
+        cells.extend(properties.iter().map(|(name, _)| match &doc[name] {
+            serde_json::Value::String(value) => text(value),
+            serde_json::Value::Bool(value) => Cell::Bool(*value),
+            serde_json::Value::Number(value) => Cell::Int(value.as_i64().unwrap()),
+            _ => Cell::Null,
+        }));
+        cells.extend([at(stamp), text(&doc.to_string())]);
+        cells
+    };
+    documents(columns, properties.len() + 1, &docs.iter().map(row).collect::<Vec<_>>())
+}
+
 /// Two rows to a segment, and in front of each a dead row that must never show.
 fn documents(columns: Vec<Column>, stamp: usize, rows: &[Vec<Cell>]) -> Arc<Table> {
     let segments = rows.chunks(2).map(|chunk| {

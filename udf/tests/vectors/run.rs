@@ -110,6 +110,7 @@ fn named(context: &Json) -> Named<'_> {
     Named {
         expressions: context.get("named_expressions").and_then(Json::as_object),
         filters: context.get("named_filters").and_then(Json::as_object),
+        domain: None,
     }
 }
 

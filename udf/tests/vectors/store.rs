@@ -75,12 +75,18 @@ impl Related for Store {
             DocKind::Case => "CommCareCase",
             DocKind::Form => "XFormInstance",
             DocKind::User => "CommCareUser",
+            DocKind::WebUser => "WebUser",
             DocKind::Location => "Location",
             DocKind::Group => "Group",
             DocKind::LookupTable => "FixtureDataType",
             DocKind::LookupRow => "FixtureDataItem",
             DocKind::Application => "Application",
-            DocKind::LocationType | DocKind::Ledger | DocKind::DataSource | DocKind::AggregateView => "none",
+            DocKind::LocationType
+            | DocKind::Ledger
+            | DocKind::DataSource
+            | DocKind::AggregateView
+            | DocKind::NamedExpression
+            | DocKind::NamedFilter => "none",
         };
         match relation {
             Relation::Document(of) => self.document(key, kind(of)).into_iter().collect(),

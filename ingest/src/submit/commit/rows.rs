@@ -595,9 +595,17 @@ pub(super) fn directory_rows<'a>(rows: &mut Vec<Rows<'a>>, changes: &'a Changes,
                 column(accounts.values(), |account| account.digest_hash.as_deref()),
             ],
         ));
-        let columns =
-            vec![column(accounts.keys(), DocId::as_str), column(accounts.values(), |account| account.domain.as_str())];
-        rows.push((directory::INSERT_MEMBERSHIPS, columns));
+        let columns = vec![
+            column(accounts.keys(), DocId::as_str),
+            column(accounts.values(), |account| account.domain.as_str()),
+            column(accounts.values(), |account| account.permissions.join(",")),
+        ];
+        rows.push((directory::UPSERT_MEMBERSHIPS, columns));
+    }
+    let leaving = &changes.leaving;
+    if !leaving.is_empty() {
+        let columns = vec![column(leaving, |(id, _)| id.as_str()), column(leaving, |(_, domain)| domain.as_str())];
+        rows.push((directory::DELETE_MEMBERSHIPS, columns));
     }
 }
 

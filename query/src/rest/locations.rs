@@ -165,17 +165,20 @@ fn conditions_v1(read: &Read) -> Result<Vec<Condition>, QueryError> {
                 let column = if field == "site_code" { "site_code" } else { "external_id" };
                 conditions.push(Condition::Text { column, any: vec![value.to_owned()] });
             }
-            "last_modified" => conditions.push(modified(comparison, value).ok_or_else(|| no_filter(name))??),
+            "last_modified" => {
+                let (low, high) = range(name, comparison, value)?;
+                conditions.push(Condition::Instant { column: "indexed_on", low, high });
+            }
             "created_at" => {
-                let (low, high) = range(comparison, instant_v1(value)?).ok_or_else(|| no_filter(name))?;
+                let (low, high) = range(name, comparison, value)?;
                 conditions.push(Condition::Document(Box::new(move |doc| {
                     created_at(doc).is_some_and(|at| low <= at && at <= high)
                 })));
             }
             "latitude" | "longitude" => {
-                let compare = decimal(comparison, value)?.ok_or_else(|| no_filter(name))?;
+                let holds = decimal(name, comparison, value)?;
                 let field = field.to_owned();
-                conditions.push(Condition::Document(Box::new(move |doc| degrees(doc, &field).is_some_and(&compare))));
+                conditions.push(Condition::Document(Box::new(move |doc| degrees(doc, &field).is_some_and(&holds))));
             }
             "site_code" | "external_id" => return Err(no_filter(name)),
             field if NO_FILTER.contains(&field) => {
@@ -193,28 +196,24 @@ fn no_filter(name: &str) -> QueryError {
 }
 
 /// The instants that satisfy a comparison, both ends inclusive.
-const fn range(comparison: &str, at: i64) -> Option<(i64, i64)> {
-    Some(match comparison.as_bytes() {
-        b"exact" => (at, at),
-        b"gt" => (at.saturating_add(1), i64::MAX),
-        b"gte" => (at, i64::MAX),
-        b"lt" => (i64::MIN, at.saturating_sub(1)),
-        b"lte" => (i64::MIN, at),
-        _ => return None,
+fn range(name: &str, comparison: &str, value: &str) -> Result<(i64, i64), QueryError> {
+    let at = instant_v1(value)?;
+    Ok(match comparison {
+        "exact" => (at, at),
+        "gt" => (at.saturating_add(1), i64::MAX),
+        "gte" => (at, i64::MAX),
+        "lt" => (i64::MIN, at.saturating_sub(1)),
+        "lte" => (i64::MIN, at),
+        _ => return Err(no_filter(name)),
     })
 }
 
-/// A condition on the time of the last change; `None` if there is no such comparison.
-fn modified(comparison: &str, value: &str) -> Option<Result<Condition, QueryError>> {
-    range(comparison, 0)?;
-    Some(instant_v1(value).map(|at| {
-        let (low, high) = range(comparison, at).unwrap_or((at, at));
-        Condition::Instant { column: "indexed_on", low, high }
-    }))
-}
-
-/// A test of degrees; `None` if there is no such comparison.
-fn decimal(comparison: &str, value: &str) -> Result<Option<impl Fn(f64) -> bool + Send + Sync + 'static>, QueryError> {
+/// A test of degrees.
+fn decimal(
+    name: &str,
+    comparison: &str,
+    value: &str,
+) -> Result<impl Fn(f64) -> bool + Send + Sync + use<>, QueryError> {
     let wanted: f64 = value
         .trim()
         .parse()
@@ -225,9 +224,9 @@ fn decimal(comparison: &str, value: &str) -> Result<Option<impl Fn(f64) -> bool 
         "gte" => |value, wanted| value >= wanted,
         "lt" => |value, wanted| value < wanted,
         "lte" => |value, wanted| value <= wanted,
-        _ => return Ok(None),
+        _ => return Err(no_filter(name)),
     };
-    Ok(Some(move |value| holds(value, wanted)))
+    Ok(move |value| holds(value, wanted))
 }
 
 /// A latitude or longitude as a number.

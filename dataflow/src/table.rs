@@ -12,7 +12,6 @@ mod index;
 
 use std::sync::Arc;
 
-use arrow_array::RecordBatch;
 use arrow_schema::{ArrowError, SchemaRef};
 use schemas::{
     position::Tick,
@@ -20,7 +19,7 @@ use schemas::{
     table::{KeyIndex, Segment, Table},
 };
 
-use build::{batch, compact};
+use build::{Content, batch, compact};
 use index::{Index, RowIds, VersionIndex};
 
 /// Neighbouring segments of one size class that are merged into one.
@@ -43,6 +42,8 @@ pub(crate) type KeyedRows = (Arc<str>, Vec<Row>);
 pub(crate) struct TableWriter {
     schema: Arc<TableSchema>,
     arrow: SchemaRef,
+    /// Of what lies in segments.
+    stored: SchemaRef,
     stamp_column: Option<usize>,
     parts: Vec<Part>,
     index: Arc<Index>,
@@ -56,10 +57,11 @@ pub(crate) struct TableWriter {
 impl TableWriter {
     /// An empty table. `stamp_column` names the column that grows with every change.
     pub(crate) fn new(schema: Arc<TableSchema>, stamp_column: Option<usize>) -> Self {
-        let arrow = schema.arrow();
+        let (arrow, stored) = (schema.arrow(), schema.stored_arrow());
         Self {
             schema,
             arrow,
+            stored,
             stamp_column,
             parts: Vec::new(),
             index: Arc::default(),
@@ -82,7 +84,7 @@ impl TableWriter {
             .into_iter()
             .filter_map(|id| {
                 let (part, at) = self.place(id)?;
-                Some(self.schema.row(&self.parts.get(part)?.segment.batch, at))
+                Some(self.parts.get(part)?.segment.row(&self.schema, at))
             })
             .collect()
     }
@@ -116,17 +118,19 @@ impl TableWriter {
         self.index.sweep(tick);
         let kept: Vec<(u64, &Row)> = (first..).zip(rows).filter(|(_, row)| !row.is_empty()).collect();
         if !kept.is_empty() {
-            let batch = batch(&self.schema, &self.arrow, &kept.iter().map(|(_, row)| row.as_ref()))?;
+            let content = batch(&self.schema, &self.stored, &kept.iter().map(|(_, row)| row.as_ref()))?;
             let ids = RowIds::new(kept.iter().map(|(id, _)| *id));
             self.live_rows += kept.len();
-            self.push(batch, ids);
+            self.push(content, ids);
         }
         self.merge()
     }
 
-    fn push(&mut self, batch: RecordBatch, ids: RowIds) {
+    fn push(&mut self, content: Content, ids: RowIds) {
+        let Content { batch, documents } = content;
         let stamps = self.stamp_column.and_then(|column| build::stamp_bounds(&batch, column));
-        self.parts.push(Part { segment: Arc::new(Segment { batch, dead: Arc::default(), stamps }), ids });
+        let segment = Segment { batch, documents, dead: Arc::default(), stamps };
+        self.parts.push(Part { segment: Arc::new(segment), ids });
     }
 
     fn place(&self, id: u64) -> Option<(usize, usize)> {
@@ -174,9 +178,9 @@ impl TableWriter {
             let dead = &part.segment.dead;
             part.ids.iter().enumerate().filter(|(row, _)| !dead.is_dead(*row)).map(|(_, id)| id)
         }));
-        let batch = compact(&self.arrow, old.iter().map(|part| &*part.segment))?;
-        if batch.num_rows() > 0 {
-            self.push(batch, ids);
+        let content = compact(&self.stored, old.iter().map(|part| &*part.segment))?;
+        if content.batch.num_rows() > 0 {
+            self.push(content, ids);
         }
         self.parts.extend(young);
         Ok(())
@@ -208,7 +212,7 @@ pub(crate) fn walk(table: &Table, start: usize, end: usize) -> Vec<Row> {
         let len = segment.batch.num_rows();
         for row in start.max(offset)..end.min(offset + len) {
             if !segment.dead.is_dead(row - offset) {
-                rows.push(table.schema.row(&segment.batch, row - offset));
+                rows.push(segment.row(&table.schema, row - offset));
             }
         }
         offset += len;

@@ -156,7 +156,7 @@ pub(crate) fn documents(kind: DocKind) -> TableSchema {
     let mut columns = vec![Column::required("doc_id", ColumnType::Text)];
     columns.extend(properties);
     columns.push(Column::required("indexed_on", ColumnType::Datetime));
-    columns.push(Column::required("document", ColumnType::Text));
+    columns.push(Column::required("document", ColumnType::Document));
     TableSchema { columns, key: vec![0] }
 }
 
@@ -181,7 +181,7 @@ pub(crate) fn document_row(schema: &TableSchema, id: &str, version: &Version) ->
     let cell = |column: &Column| match (column.name.as_str(), column.column_type) {
         ("doc_id", _) => Cell::Text(id.into()),
         ("indexed_on", _) => Cell::Datetime(version.stamp.0),
-        ("document", _) => Cell::Text(version.doc.to_json().into()),
+        ("document", _) => Cell::Document(version.doc.clone()),
         ("deleted", _) => {
             let doc_type = property("doc_type").and_then(Node::as_text);
             Cell::Bool(doc_type.is_some_and(|doc_type| doc_type.ends_with("-Deleted")))

@@ -4,6 +4,7 @@
 //! commit, so sequence order is commit order and `sequence > last` never skips. A committed record reaches readers of this
 //! process through memory and everyone else through the table.
 
+pub(crate) mod brokers;
 pub(crate) mod handover;
 pub(crate) mod lane;
 pub mod outbox;

@@ -179,6 +179,8 @@ impl IngestConfig {
             ("queue", self.queue),
             ("max_form_bytes", self.max_form_bytes),
             ("handover", self.handover),
+            // An attachment waits in the object store for its form's commit.
+            ("orphan_hours", usize::try_from(self.orphan_hours).unwrap_or(usize::MAX)),
         ];
         for (name, value) in positive {
             if value == 0 {

@@ -19,6 +19,7 @@ pub(crate) mod lock;
 pub(crate) mod operation;
 pub(crate) mod process;
 pub mod rebuild;
+pub mod reorder;
 pub(crate) mod world;
 pub(crate) mod writer;
 
@@ -69,6 +70,8 @@ pub(crate) struct Rules {
     pub close_extensions: bool,
     /// Case blocks may attach files to cases (§10.3).
     pub case_attachments: bool,
+    /// A case whose forms arrive out of order is replayed in the order of the phone's dates (§15.4).
+    pub sort_out_of_order: bool,
 }
 
 /// Why a form is sent.

@@ -4,11 +4,13 @@ use std::{cmp::Ordering, hash::Hash, sync::Arc};
 
 use arrow_array::{
     Array, ArrayRef, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int16Array, Int32Array, Int64Array,
-    ListArray, RecordBatch, StringArray, StringViewArray, TimestampMicrosecondArray,
+    ListArray, StringArray, StringViewArray, TimestampMicrosecondArray,
 };
-use arrow_schema::{DataType, Field, TimeUnit};
+use arrow_schema::{DataType, Field, SchemaRef, TimeUnit};
 use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
+
+use crate::doc::Doc;
 
 /// Digits behind the point in decimal columns (architecture, names fixed once).
 pub const DECIMAL_SCALE: i8 = 16;
@@ -63,6 +65,8 @@ pub enum Cell {
     Datetime(i64),
     /// Of a [`ColumnType::TextList`].
     List(Box<[Cell]>),
+    /// Of a [`ColumnType::Document`].
+    Document(Doc),
 }
 
 /// The cells of a row, in the order of its schema's columns.
@@ -92,6 +96,9 @@ pub enum ColumnType {
     TextList,
     /// True or false.
     Boolean,
+    /// A whole document, which readers see as JSON text. It is kept as the dataflow has it, once, and written out for whoever
+    /// reads it. At most the last column of a table.
+    Document,
 }
 
 impl ColumnType {
@@ -99,7 +106,7 @@ impl ColumnType {
     #[must_use]
     pub fn arrow(self) -> DataType {
         match self {
-            Self::Text => DataType::Utf8View,
+            Self::Text | Self::Document => DataType::Utf8View,
             Self::Integer => DataType::Int32,
             Self::SmallInteger => DataType::Int16,
             Self::BigInteger => DataType::Int64,
@@ -112,7 +119,7 @@ impl ColumnType {
         }
     }
 
-    /// The cell at `row` of an array of that type; null if the array is of another type.
+    /// The cell at `row` of an array of that type; null if the array is of another type. Documents lie in no array.
     #[must_use]
     pub fn cell(self, array: &ArrayRef, row: usize) -> Cell {
         fn of<T: 'static>(array: &ArrayRef) -> Option<&T> {
@@ -137,6 +144,7 @@ impl ColumnType {
                 let texts = items.iter().map(|item| item.map_or(Cell::Null, |text| Cell::Text(text.into())));
                 Some(Cell::List(texts.collect()))
             }),
+            Self::Document => None,
         };
         value.unwrap_or(Cell::Null)
     }
@@ -184,17 +192,30 @@ impl TableSchema {
         self.columns.iter().position(|column| column.name == name)
     }
 
-    /// The row at `row` of a batch of this schema.
+    /// The Arrow schema that readers see, fields in column order.
     #[must_use]
-    pub fn row(&self, batch: &RecordBatch, row: usize) -> Row {
-        self.columns.iter().zip(batch.columns()).map(|(column, array)| column.column_type.cell(array, row)).collect()
+    pub fn arrow(&self) -> SchemaRef {
+        Self::fields(&self.columns)
     }
 
-    /// The Arrow schema, fields in column order.
+    /// The columns that lie in Arrow arrays: all but the one of documents.
     #[must_use]
-    pub fn arrow(&self) -> arrow_schema::SchemaRef {
+    pub fn stored(&self) -> &[Column] {
+        match self.columns.split_last() {
+            Some((last, others)) if last.column_type == ColumnType::Document => others,
+            _ => &self.columns,
+        }
+    }
+
+    /// The Arrow schema of [`Self::stored`].
+    #[must_use]
+    pub fn stored_arrow(&self) -> SchemaRef {
+        Self::fields(self.stored())
+    }
+
+    fn fields(columns: &[Column]) -> SchemaRef {
         let fields: Vec<Field> =
-            self.columns.iter().map(|c| Field::new(&c.name, c.column_type.arrow(), c.nullable)).collect();
+            columns.iter().map(|c| Field::new(&c.name, c.column_type.arrow(), c.nullable)).collect();
         Arc::new(arrow_schema::Schema::new(fields))
     }
 }

@@ -9,9 +9,10 @@ use arrow_schema::SchemaRef;
 use serde::Serialize;
 
 use crate::{
+    doc::Doc,
     id::DomainId,
     position::{Frontier, Tick},
-    row::TableSchema,
+    row::{Cell, Row, TableSchema},
 };
 
 /// Rows per chunk of a [`DeadRows`] bitmap: marking a row dead copies at most one chunk.
@@ -73,8 +74,10 @@ impl DeadRows {
 /// A run of rows that never change; only which of them are dead does.
 #[derive(Clone, Debug)]
 pub struct Segment {
-    /// The rows.
+    /// The rows, without their documents.
     pub batch: RecordBatch,
+    /// The document of each row, if the table has a column of documents; else empty.
+    pub documents: Arc<[Doc]>,
     /// Those that no longer count.
     pub dead: Arc<DeadRows>,
     /// Smallest and greatest value of the table's stamp column in this segment, dead rows included.
@@ -82,6 +85,14 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// The row at `row`, decoded by its schema.
+    #[must_use]
+    pub fn row(&self, schema: &TableSchema, row: usize) -> Row {
+        let stored = schema.stored().iter().zip(self.batch.columns());
+        let cells = stored.map(|(column, array)| column.column_type.cell(array, row));
+        cells.chain(self.documents.get(row).map(|doc| Cell::Document(doc.clone()))).collect()
+    }
+
     /// Number of rows that count.
     #[must_use]
     pub fn live_rows(&self) -> usize {

@@ -45,7 +45,7 @@ pub(crate) fn tables(snapshot: &Snapshot, domain: &DomainId, directory: &Path) -
         let mut rows: Vec<Row> = Vec::with_capacity(table.live_rows);
         for segment in table.segments.iter() {
             let live = (0..segment.batch.num_rows()).filter(|row| !segment.dead.is_dead(*row));
-            rows.extend(live.map(|row| table.schema.row(&segment.batch, row)));
+            rows.extend(live.map(|row| segment.row(&table.schema, row)));
         }
         rows.sort_by(|a, b| key.iter().map(|at| a.get(*at)).cmp(key.iter().map(|at| b.get(*at))));
         let path = directory.join(file);
@@ -80,5 +80,6 @@ fn json(cell: &Cell) -> Value {
         }
         Cell::Datetime(micros) => Value::from(schemas::time::format_micros(*micros)),
         Cell::List(items) => items.iter().map(json).collect(),
+        Cell::Document(doc) => serde_json::to_value(doc).unwrap_or_default(),
     }
 }

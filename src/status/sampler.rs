@@ -162,7 +162,12 @@ pub(super) mod tests {
         let table = Arc::new(Table {
             schema,
             arrow,
-            segments: Arc::new([Arc::new(Segment { batch, dead: Arc::default(), stamps: Some((0, newest)) })]),
+            segments: Arc::new([Arc::new(Segment {
+                batch,
+                documents: Arc::default(),
+                dead: Arc::default(),
+                stamps: Some((0, newest)),
+            })]),
             live_rows: 7,
             stamp_column: None,
             index: None,

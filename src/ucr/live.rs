@@ -164,10 +164,12 @@ impl Live {
         let status = response.status();
         let body = to_bytes(response.into_body(), MAX_ANSWER).await?;
         anyhow::ensure!(status == StatusCode::OK, "the table cannot be read: {}", String::from_utf8_lossy(&body));
-        let mut rows = Vec::new();
+        let mut rows: Vec<Row> = Vec::new();
         for batch in StreamReader::try_new(Cursor::new(body), None)? {
             let batch = batch?;
-            rows.extend((0..batch.num_rows()).map(|row| source.schema().row(&batch, row)));
+            let columns = || source.schema().columns.iter().zip(batch.columns());
+            let cells = |row| columns().map(|(column, array)| column.column_type.cell(array, row)).collect();
+            rows.extend((0..batch.num_rows()).map(cells));
         }
         sort(source, &mut rows);
         Ok(rows)

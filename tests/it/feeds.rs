@@ -22,7 +22,8 @@ use crate::{
 };
 
 /// Every feed.
-const FEEDS: [&str; 8] = ["form-sql", "case-sql", "ledger", "commcare-user", "location", "group", "app", "meta"];
+const FEEDS: [&str; 9] =
+    ["form-sql", "case-sql", "ledger", "commcare-user", "web-user", "location", "group", "app", "meta"];
 
 /// What a feed said of a document: its type, and whether it is gone.
 type Said = (&'static str, bool);
@@ -37,8 +38,10 @@ async fn the_feeds_say_what_their_consumers_expect() {
     deletions(&server, &mut expected).await;
     let duplicate = not_normal(&server, &mut expected).await;
     let last = directory(&server, &mut expected).await;
+    let left = web_user(&server, &mut expected).await;
 
     relayed(&server, last).await;
+    relayed(&server, left).await;
     let brokers = broker.brokers.clone();
     let messages = tokio::task::spawn_blocking(move || consume(&brokers)).await.unwrap();
     every_message_keeps_the_contract(&messages);
@@ -49,10 +52,10 @@ async fn the_feeds_say_what_their_consumers_expect() {
     for ((feed, id), expected) in &expected.0 {
         assert_eq!(said.remove(&(feed, id.as_str())).as_deref(), Some(expected.as_slice()), "{feed} {id}");
     }
-    // What is left are the broken form and the duplicate, whose ids the server chose.
+    // What is left are the broken form, the duplicate and the administrator, whose ids the server chose.
     assert_eq!(
         said.into_values().flatten().collect::<BTreeSet<_>>(),
-        BTreeSet::from([("XFormDuplicate", false), ("SubmissionErrorLog", false)])
+        BTreeSet::from([("XFormDuplicate", false), ("SubmissionErrorLog", false), ("WebUser", false)])
     );
 
     causes_are_named(&messages);
@@ -232,6 +235,20 @@ async fn directory(server: &Server, expected: &mut Expected) -> Position {
     last.unwrap()
 }
 
+/// Somebody joins the domain, and leaves it: the account stays. The administrator has joined it at the start.
+async fn web_user(server: &Server, expected: &mut Expected) -> Position {
+    let sent = json!({"username": "chief@example.org", "password": "pw", "permissions": ["read_data"]});
+    let made = server.request(Method::POST, "api/v0.5/web-user/").json(&sent).send().await.unwrap();
+    assert_eq!(made.status(), StatusCode::CREATED);
+    let made: Value = made.json().await.unwrap();
+    let id = made["id"].as_str().unwrap();
+    let left = reply(server.request(Method::DELETE, &format!("api/v0.5/web-user/{id}/"))).await.unwrap();
+    assert_eq!(left.status, StatusCode::NO_CONTENT, "{}", left.text);
+    expected.add("web-user", id, ("WebUser", false));
+    expected.add("web-user", id, ("WebUser", false));
+    left.position.unwrap()
+}
+
 /// A message as a consumer sees it.
 struct Announced {
     feed: String,
@@ -309,7 +326,7 @@ fn every_message_keeps_the_contract(messages: &[Announced]) {
         assert_eq!(meta.keys().map(String::as_str).collect::<BTreeSet<_>>(), fields);
         assert_eq!((message.text("document_id"), message.headers), (message.key.as_str(), 0));
         let (source_type, source) = match message.feed.as_str() {
-            "commcare-user" | "group" => ("couch", "commcarehq__users"),
+            "commcare-user" | "web-user" | "group" => ("couch", "commcarehq__users"),
             "app" => ("couch", "commcarehq__apps"),
             "meta" if message.key == "t1" => ("couch", "commcarehq__fixtures"),
             "meta" => ("couch", "commcarehq__meta"),
@@ -408,6 +425,8 @@ async fn read_back(server: &Server, messages: &[Announced], original: &str, last
         let (table, key) = match feed.as_str() {
             "form-sql" => ("forms", "id"),
             "ledger" => ("ledger_values", "concat_ws('/', case_id, section_id, entry_id)"),
+            // The account; its documents are its domains'.
+            "web-user" => ("accounts", "id"),
             "commcare-user" => ("users", "id"),
             "location" => ("locations", "id"),
             _ => ("documents", "id"),

@@ -18,7 +18,7 @@ use schemas::port::SystemClock;
 use crate::{
     pipeline::form_with_case,
     s3::{S3, SECRET},
-    server::{DOMAIN, Options, Reply, Server, configure, directory, eventually, millrace, reply},
+    server::{DOMAIN, Options, Reply, Server, configure, directory, eventually, millrace, reply, signal},
 };
 
 const PREFIX: &str = "objects/of-demo";
@@ -34,7 +34,7 @@ async fn objects_live_in_a_bucket_and_forms_do_not_wait_for_it() {
     let Some(s3) = S3::start() else { return };
     let mut settings = s3.settings(PREFIX);
     settings.push("ingest.mover_delay_ms = 200".to_owned());
-    let server = Server::start(&Options { settings, ..Options::default() }).await;
+    let mut server = Server::start(&Options { settings, ..Options::default() }).await;
     let mut files = Files::new();
     let photo = photo(1);
     for number in 0..40 {
@@ -69,8 +69,32 @@ async fn objects_live_in_a_bucket_and_forms_do_not_wait_for_it() {
 
     orphans_are_swept(&s3, &server).await;
     assert_eq!(read_back(&server, &files).await, []);
+
+    let mover = server.store().await;
+    // A store that takes connections and does not answer: neither forms nor the end wait for it.
+    signal("STOP", s3.pid());
+    for number in 100..120 {
+        let taken = stored(&server, number, &mut files).await;
+        assert!(taken < UNAFFECTED, "a form took {taken:?} while the bucket did not answer");
+    }
+    eventually("a request of the mover", async || {
+        let waiting: i64 = mover.query_one(MOVING, &[]).await.unwrap().get(0);
+        if waiting == 1 { Ok(()) } else { Err("it has not begun".to_owned()) }
+    })
+    .await;
+    let begun = Instant::now();
+    assert!(server.stop().await.success());
+    assert!(begun.elapsed() < Duration::from_secs(10), "the end took {:?}", begun.elapsed());
+    signal("CONT", s3.pid());
+    server.restart().await;
+    shipped(&server).await;
+    assert_eq!(read_back(&server, &files).await, []);
     assert!(!server.log().contains(SECRET));
 }
+
+/// Movers that have read rows and wait for the bucket.
+const MOVING: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE '%xml_pending%'";
 
 /// Puts objects that nothing points to beside the others, and has them swept.
 async fn orphans_are_swept(s3: &S3, server: &Server) {

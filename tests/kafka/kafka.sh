@@ -146,7 +146,7 @@ start() {
         launch "$state"
     fi
     for _ in $(seq 600); do
-        running "$state" || die "the broker stopped while starting, see $state/kafka.log"
+        running "$state" || die "the broker stopped while starting: $(tail -n 5 "$state/kafka.log")"
         if answers "$port"; then echo "127.0.0.1:$port"; return; fi
         sleep 0.1
     done

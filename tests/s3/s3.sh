@@ -90,7 +90,7 @@ start() {
     fetch
     launch "$state" "$port"
     for _ in $(seq 300); do
-        running "$state" || die "the server stopped while starting, see $state/s3.log"
+        running "$state" || die "the server stopped while starting: $(tail -n 5 "$state/s3.log")"
         if answers "$port"; then break; fi
         sleep 0.1
     done

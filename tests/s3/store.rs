@@ -49,6 +49,11 @@ impl S3 {
         assert_eq!(script("start", &self.state).unwrap(), self.address);
     }
 
+    /// Process id of the server.
+    pub(crate) fn pid(&self) -> u32 {
+        std::fs::read_to_string(self.state.join("pid")).unwrap().trim().parse().unwrap()
+    }
+
     /// Settings of a server that keeps its objects below a prefix of the bucket.
     pub(crate) fn settings(&self, prefix: &str) -> Vec<String> {
         vec![

@@ -35,7 +35,7 @@ fn shown(source: &DataSource, row: &Row) -> BTreeMap<String, Json> {
         Cell::Float(value) => json!(value.0),
         Cell::Text(text) => json!(text.as_str()),
         Cell::Date(days) => json!(schemas::time::format_micros(i64::from(*days) * 86_400_000_000)[..10]),
-        Cell::List(_) => panic!("no lists here"),
+        Cell::List(_) | Cell::Document(_) => panic!("no lists and no documents here"),
     };
     source.schema().columns.iter().map(|column| column.name.clone()).zip(row.iter().map(cell)).collect()
 }

@@ -12,6 +12,7 @@ use arrow_array::{
 use arrow_schema::{ArrowError, SchemaRef};
 use arrow_select::{concat::concat_batches, filter::filter_record_batch};
 use schemas::{
+    doc::Doc,
     row::{Cell, ColumnType, DECIMAL_PRECISION, DECIMAL_SCALE, Real, TableSchema},
     table::Segment,
 };
@@ -23,14 +24,14 @@ const COPIED_ROWS: usize = 8192;
 /// And so do larger ones when one row in so many is dead.
 const COPIED_DEAD: usize = 8;
 
-/// Builds one record batch. A cell of another type than its column becomes null.
+/// Builds the record batch of some rows, and their documents. A cell of another type than its column becomes null.
 pub(super) fn batch<'r>(
     schema: &TableSchema,
     arrow: &SchemaRef,
     rows: &(impl ExactSizeIterator<Item = &'r [Cell]> + Clone),
-) -> Result<RecordBatch, ArrowError> {
+) -> Result<Content, ArrowError> {
     let columns = schema
-        .columns
+        .stored()
         .iter()
         .enumerate()
         .map(|(at, column)| {
@@ -38,7 +39,18 @@ pub(super) fn batch<'r>(
             array(column.column_type, rows.len(), cells)
         })
         .collect::<Result<Vec<_>, _>>()?;
-    RecordBatch::try_new(Arc::clone(arrow), columns)
+    let documents = rows.clone().filter_map(|row| match row.last() {
+        Some(Cell::Document(doc)) => Some(doc.clone()),
+        _ => None,
+    });
+    Ok(Content { batch: RecordBatch::try_new(Arc::clone(arrow), columns)?, documents: documents.collect() })
+}
+
+/// What a segment holds: rows, and the document of each if the table has a column of documents.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub(super) batch: RecordBatch,
+    pub(super) documents: Arc<[Doc]>,
 }
 
 macro_rules! integers {
@@ -124,6 +136,7 @@ fn array<'r>(
             }
             Arc::new(builder.finish())
         }
+        ColumnType::Document => return Err(ArrowError::SchemaError("documents are the last column".to_owned())),
     })
 }
 
@@ -134,13 +147,14 @@ fn text(cell: &Cell) -> Option<&str> {
     }
 }
 
-/// One batch with the live rows of several segments, in order. Texts are copied together, without those of dead rows, while
+/// One content with the live rows of several segments, in order. Texts are copied together, without those of dead rows, while
 /// batches are small; in large ones that have few dead rows they stay where they are.
 pub(super) fn compact<'s>(
     arrow: &SchemaRef,
     segments: impl Iterator<Item = &'s Segment>,
-) -> Result<RecordBatch, ArrowError> {
+) -> Result<Content, ArrowError> {
     let mut live = Vec::new();
+    let mut documents = Vec::new();
     let (mut rows, mut dead) = (0, 0);
     for segment in segments {
         rows += segment.batch.num_rows();
@@ -149,10 +163,13 @@ pub(super) fn compact<'s>(
             Some(filter) => filter_record_batch(&segment.batch, &filter)?,
             None => segment.batch.clone(),
         });
+        let with_rows = segment.documents.iter().enumerate();
+        documents.extend(with_rows.filter(|(row, _)| !segment.dead.is_dead(*row)).map(|(_, doc)| doc.clone()));
     }
+    let documents = documents.into();
     let merged = concat_batches(arrow, &live)?;
     if rows > COPIED_ROWS && dead * COPIED_DEAD < rows {
-        return Ok(merged);
+        return Ok(Content { batch: merged, documents });
     }
     let columns = merged
         .columns()
@@ -162,7 +179,7 @@ pub(super) fn compact<'s>(
             None => Arc::clone(column),
         })
         .collect();
-    RecordBatch::try_new(Arc::clone(arrow), columns)
+    Ok(Content { batch: RecordBatch::try_new(Arc::clone(arrow), columns)?, documents })
 }
 
 /// Least and greatest instant of a column.

@@ -66,7 +66,7 @@ proptest! {
                 if let Some(found) = table.index.as_ref().unwrap().find(&table, key) {
                     let mut found: Vec<Row> = found.into_iter()
                         .filter(|(s, r)| !table.segments[*s].dead.is_dead(*r))
-                        .map(|(s, r)| table.schema.row(&table.segments[s].batch, r)).collect();
+                        .map(|(s, r)| table.segments[s].row(&table.schema, r)).collect();
                     found.sort();
                     let mut rows = rows.clone();
                     rows.sort();

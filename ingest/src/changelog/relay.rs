@@ -29,6 +29,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    brokers::Brokers,
     handover::Handover,
     outbox::{self, OutboxError},
     tail::Tail,
@@ -146,7 +147,7 @@ impl Worker {
     async fn relay(&self) -> Result<std::convert::Infallible, RelayError> {
         let config = config(&self.brokers);
         let partitions = topics::create_missing(&config, &self.brokers).await?;
-        let producer = config.create().map_err(|source| self.failed(source))?;
+        let producer = config.create_with_context(Brokers::default()).map_err(|source| self.failed(source))?;
         let mut producer = Producer { client: Some(producer), partitions, pending: Vec::new() };
         let (mut tail, mut place) = self.open().await?;
         let mut said: HashMap<LaneId, Instant> = HashMap::new();
@@ -310,7 +311,7 @@ fn position_header(at: Position) -> OwnedHeaders {
 /// The client library's producer and what it has not confirmed yet.
 struct Producer {
     /// Taken on drop only.
-    client: Option<FutureProducer>,
+    client: Option<FutureProducer<Brokers>>,
     partitions: i32,
     pending: Vec<DeliveryFuture>,
 }

@@ -176,7 +176,7 @@ impl<'a> ChangeMeta<'a> {
             document_type: document_type(document, data_source_type),
             document_subtype: document.subtype.as_deref(),
             domain: record.domain.as_str(),
-            is_deletion: document.body.is_none() || document.document_type.ends_with(DELETED),
+            is_deletion: is_deletion(document),
             publish_timestamp: format_micros(now_micros),
             attempts: 0,
             original_publication_datetime: format_micros(document.stamp.0),
@@ -186,6 +186,12 @@ impl<'a> ChangeMeta<'a> {
     }
 }
 
+/// Whether the feed calls the document deleted. A web user whose document of one domain is gone has left that domain; the
+/// account stays.
+fn is_deletion(document: &ChangedDocument) -> bool {
+    document.kind != DocKind::WebUser && (document.body.is_none() || document.document_type.ends_with(DELETED))
+}
+
 /// What the feed calls the document. A case that somebody deleted keeps its type until it is gone for good; a document of
 /// CouchDB that is gone is called after what it was.
 fn document_type<'a>(document: &'a ChangedDocument, data_source_type: &str) -> Cow<'a, str> {
@@ -193,7 +199,7 @@ fn document_type<'a>(document: &'a ChangedDocument, data_source_type: &str) -> C
     match (document.kind, &document.body) {
         (DocKind::Case, Some(_)) => Cow::Borrowed(stored.strip_suffix(DELETED).unwrap_or(stored)),
         (DocKind::Location, _) => Cow::Borrowed(LOCATION_TYPE),
-        (_, None) if data_source_type == "couch" => Cow::Owned(format!("{stored}{DELETED}")),
+        (_, None) if data_source_type == "couch" && is_deletion(document) => Cow::Owned(format!("{stored}{DELETED}")),
         _ => Cow::Borrowed(stored),
     }
 }
@@ -231,7 +237,8 @@ mod tests {
                 {"kind":"case","id":"c3","stamp":1614589501000007,"document_type":"CommCareCase-Deleted","body":{}},
                 {"kind":"user","id":"u2","stamp":1614589501000008,"document_type":"CommCareUser","body":null},
                 {"kind":"location","id":"l1","stamp":1614589501000009,"document_type":"SQLLocation","body":{}},
-                {"kind":"location_type","id":"t1","stamp":1614589501000010,"document_type":"LocationType","body":{}}]}"#,
+                {"kind":"location_type","id":"t1","stamp":1614589501000010,"document_type":"LocationType","body":{}},
+                {"kind":"web_user","id":"w1","stamp":1614589501000011,"document_type":"WebUser","body":null}]}"#,
         )
         .unwrap();
         let said: Vec<_> = record
@@ -268,6 +275,7 @@ mod tests {
             (7, "CommCareCase", true),
             (8, "CommCareUser-Deleted", true),
             (9, "Location", false),
+            (11, "WebUser", false),
         ] {
             assert_eq!(
                 (field(at, "document_type"), field(at, "is_deletion")),

@@ -64,7 +64,7 @@ pub(crate) const SELECT_EXTENSIONS: &str = concat!(
 
 /// Transactions of cases with the state of their forms, in the order they were written.
 pub(crate) const SELECT_TRANSACTIONS: &str = concat!(
-    "SELECT t.case_id, t.form_id, t.type, t.server_date, t.client_date, t.sync_log_id, t.revoked, f.state, t.blocks FROM ",
+    "SELECT t.case_id, t.form_id, t.type, t.server_date, t.client_date, t.sync_log_id, t.revoked, f.state, t.blocks, f.user_id FROM ",
     wanted!(),
     " JOIN case_transactions t ON t.shard = w.shard AND t.case_id = w.id \
      LEFT JOIN forms f ON f.shard = t.form_shard AND f.id = t.form_id ORDER BY t.case_id, t.server_date, t.written"
@@ -224,6 +224,7 @@ pub(crate) fn transaction(row: &Row) -> Result<(CaseId, StoredTransaction), Data
     let blocks: Option<&str> = row.try_get(8)?;
     let transaction = StoredTransaction {
         form_id: form_id.map(FormId::new).transpose().map_err(damaged)?,
+        user_id: row.try_get(9)?,
         kind: TransactionKind(row.try_get(2)?),
         server_date: row.try_get(3)?,
         client_date: row.try_get(4)?,

@@ -18,21 +18,27 @@ pub(crate) struct Domain {
 }
 
 /// CommCare's names of the settings that [`Rules`] holds.
-pub(crate) const FLAGS: [&str; 2] = [CLOSE_EXTENSIONS, CASE_ATTACHMENTS];
+pub(crate) const FLAGS: [&str; 3] = [CLOSE_EXTENSIONS, CASE_ATTACHMENTS, SORT_OUT_OF_ORDER];
 const CLOSE_EXTENSIONS: &str = "EXTENSION_CASES_SYNC_ENABLED";
 const CASE_ATTACHMENTS: &str = "MM_CASE_PROPERTIES";
+const SORT_OUT_OF_ORDER: &str = "SORT_OUT_OF_ORDER_FORM_SUBMISSIONS_SQL";
 
 impl Rules {
     fn of_flags(flags: &[&str]) -> Self {
         Self {
             close_extensions: flags.contains(&CLOSE_EXTENSIONS),
             case_attachments: flags.contains(&CASE_ATTACHMENTS),
+            sort_out_of_order: flags.contains(&SORT_OUT_OF_ORDER),
         }
     }
 
     /// Names of the settings that are on.
     pub(crate) fn flags(self) -> Vec<&'static str> {
-        let all = [(self.close_extensions, CLOSE_EXTENSIONS), (self.case_attachments, CASE_ATTACHMENTS)];
+        let all = [
+            (self.close_extensions, CLOSE_EXTENSIONS),
+            (self.case_attachments, CASE_ATTACHMENTS),
+            (self.sort_out_of_order, SORT_OUT_OF_ORDER),
+        ];
         all.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect()
     }
 }

@@ -27,9 +27,19 @@ pub(crate) enum Use {
         /// Longest wait for a lock.
         lock_wait: Duration,
     },
+    /// Like [`Use::Short`], and every row is found by its key. Plans are made once, often while tables are still small, and
+    /// must not be scans for good then.
+    ByKey {
+        /// Longest wait for a lock.
+        lock_wait: Duration,
+    },
     /// Migrations and bootstrap scans.
     Long,
 }
+
+/// What leaves the planner no way but by keys.
+const BY_KEY: &str = " -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off \
+     -c plan_cache_mode=force_generic_plan";
 
 impl Address {
     /// Parses a URL or key-value text.
@@ -50,8 +60,11 @@ impl Address {
         let mut config = self.config.clone();
         // An acknowledged form is a flushed form, whatever the server's default.
         let mut options = format!("{} -c synchronous_commit=on", config.get_options().unwrap_or_default());
-        if let Use::Short { lock_wait } = purpose {
+        if let Use::Short { lock_wait } | Use::ByKey { lock_wait } = purpose {
             options.push_str(&format!(" -c lock_timeout={} -c statement_timeout=60000", lock_wait.as_millis()));
+        }
+        if let Use::ByKey { .. } = purpose {
+            options.push_str(BY_KEY);
         }
         config.options(options.trim());
         let connecting = tokio::time::timeout(CONNECT, config.connect(NoTls));

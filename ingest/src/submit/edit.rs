@@ -27,7 +27,7 @@ use super::{
     ledger::{self, LedgerRow, LedgerValue},
     process::{Fate, case_work, failed, put_cases, put_form, stored_touch},
     rebuild::{Rebuild, StoredTransaction, replay},
-    world::{FormChange, FormMove, LedgerRowWrite, Place, RecordDraft, TransactionWrite, World},
+    world::{FormChange, FormMove, LedgerRowWrite, Place, RecordDraft, World},
 };
 use crate::{
     casexml::{CaseError, ledger::LedgerKey},
@@ -285,8 +285,7 @@ fn replace(
         let others = known.iter().filter(|row| row.form_id.as_ref() != Some(&form.form_id));
         let mut rows: Vec<StoredTransaction> = others.cloned().collect();
         if let Some(touch) = touches.iter().find(|touch| touch.case_id == *id) {
-            let sync_token = submission.envelope.last_sync_token.as_ref();
-            rows.push(stored_touch(sync_token, &form.form_id, received_on, touch.clone()));
+            rows.push(stored_touch(submission, form, &form.form_id, received_on, touch.clone()));
         }
         // The edit of an archived form brings its case back as unarchiving it would.
         let rebuild = Rebuild { domain, at, unarchiving: Some(&form.form_id) };
@@ -357,13 +356,13 @@ fn put_replaced(
             rows.retain(|row| row.form_id.as_ref() != Some(&form.form_id));
         }
         if world.cases.contains_key(id) {
-            world.changes.transactions.push(rebuilt(domain, id, kind, replaced.at, details, place));
+            world.put_rebuild(domain, id, kind, replaced.at, details, place);
         }
     }
     put_cases(world, draft, replaced.states)?;
     for touch in replaced.touches {
         let case_id = touch.case_id.clone();
-        let row = stored_touch(submission.envelope.last_sync_token.as_ref(), &form.form_id, received_on, touch);
+        let row = stored_touch(submission, form, &form.form_id, received_on, touch);
         world.put_transaction(domain, &case_id, row, place)?;
     }
     // The value stays, at what is left, also where no transaction is (§11).
@@ -373,27 +372,4 @@ fn put_replaced(
         (key, (Some(value.unwrap_or_else(nothing)), rows))
     });
     put_recomputed(world, draft, domain, ledgers.collect(), place)
-}
-
-/// The row that says why a case was recomputed.
-pub(super) fn rebuilt(
-    domain: &DomainId,
-    case_id: &CaseId,
-    kind: TransactionKind,
-    at: i64,
-    details: &str,
-    place: Place,
-) -> TransactionWrite {
-    TransactionWrite {
-        case_id: case_id.clone(),
-        domain: domain.clone(),
-        form_id: None,
-        kind,
-        server_date: at,
-        client_date: None,
-        sync_log_id: None,
-        details: Some(details.to_owned()),
-        blocks: None,
-        place,
-    }
 }

@@ -184,6 +184,8 @@ struct History {
     documents: Vec<FormId>,
     /// Cases that are replayed.
     cases: BTreeSet<CaseId>,
+    /// Cases whose forms may have arrived out of order; locked already.
+    ordered: BTreeSet<CaseId>,
     /// Cases that close with another.
     extensions: BTreeSet<CaseId>,
     /// Cases that are deleted for good.
@@ -203,6 +205,11 @@ impl History {
                 Job::Directory { .. } => continue,
             };
             let Some(form) = parsed(submission) else { continue };
+            let blocks = form.case_blocks.iter().flatten().map(|block| &block.case_id);
+            let touched = blocks.chain(form.ledger_changes.iter().map(|change| &change.key.case_id));
+            if submission.rules.sort_out_of_order {
+                history.ordered.extend(touched.clone().cloned());
+            }
             let Some(old) = world.forms.get(&form.form_id) else { continue };
             let decision = decide(Some(old), &submission.domain, &form.xmlns, &submission.xml_md5);
             if decision.changes_stored_form() {
@@ -212,8 +219,7 @@ impl History {
                 if old.state != FormState::Error {
                     history.cases.extend(old.case_ids.iter().cloned());
                 }
-                history.cases.extend(form.case_blocks.iter().flatten().map(|block| block.case_id.clone()));
-                history.cases.extend(form.ledger_changes.iter().map(|change| change.key.case_id.clone()));
+                history.cases.extend(touched.cloned());
             }
         }
         history
@@ -236,7 +242,7 @@ impl History {
     }
 
     fn is_empty(&self) -> bool {
-        self.documents.is_empty() && self.cases.is_empty() && self.extensions.is_empty()
+        self.documents.is_empty() && self.cases.is_empty() && self.ordered.is_empty() && self.extensions.is_empty()
     }
 }
 
@@ -333,7 +339,8 @@ async fn load_history(
     let select_transactions = connection.statement(cases::SELECT_TRANSACTIONS).await?;
     let client = &**connection;
     let form_ids: Keys<'_> = history.documents.iter().map(FormId::as_str).collect();
-    let (case_ids, missing) = (keys(&history.cases), keys(&missing));
+    let with_transactions: BTreeSet<CaseId> = history.cases.union(&history.ordered).cloned().collect();
+    let (case_ids, missing) = (keys(&with_transactions), keys(&missing));
     let (form_ids, case_ids) = (form_ids.parameters(), case_ids.parameters());
     let (documents, files, transactions, found) = futures::try_join!(
         async { Ok::<_, DatabaseError>(client.query(&select_documents, &form_ids).await?) },
@@ -353,7 +360,7 @@ async fn load_history(
         let (id, file) = forms::file(row)?;
         world.form_files.entry(id).or_default().push(file);
     }
-    world.transactions = history.cases.iter().map(|id| (id.clone(), Vec::new())).collect();
+    world.transactions = with_transactions.iter().map(|id| (id.clone(), Vec::new())).collect();
     for row in &transactions {
         let (id, transaction) = cases::transaction(row)?;
         world.transactions.entry(id).or_default().push(transaction);

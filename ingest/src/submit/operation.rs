@@ -15,7 +15,7 @@ use super::{
     apply::{CaseState, TransactionKind},
     dedupe::StoredForm,
     document::{FormState, case_doc_type},
-    edit::{Recomputed, change_form, put_recomputed, rebuilt, recomputed_ledgers},
+    edit::{Recomputed, change_form, put_recomputed, recomputed_ledgers},
     ledger,
     process::put_cases,
     rebuild::{Rebuild, replay},
@@ -94,8 +94,7 @@ pub(crate) fn operate(world: &mut World, operation: &Operation, now: i64) -> Res
             let details = json!({"reason": "asked for", "user_id": operation.by}).to_string();
             rebuild(world, &mut draft, domain, std::slice::from_ref(id), None, now)?;
             let place = world.changes.cases.get(id).copied().unwrap_or_default();
-            let row = rebuilt(domain, id, TransactionKind::REBUILD_BY_USER, now, &details, place);
-            world.changes.transactions.push(row);
+            world.put_rebuild(domain, id, TransactionKind::REBUILD_BY_USER, now, &details, place);
             let rows = world.ledger_rows.get(id).cloned().unwrap_or_default();
             let mut ledgers = Recomputed::new();
             for row in rows {
@@ -156,8 +155,7 @@ fn archive(
             }
         }
         world.changes.revoked.push((case_id.clone(), id.clone(), archived));
-        let row = rebuilt(domain, case_id, TransactionKind::FORM_ARCHIVED, now, &details, place);
-        world.changes.transactions.push(row);
+        world.put_rebuild(domain, case_id, TransactionKind::FORM_ARCHIVED, now, &details, place);
     }
     rebuild(world, draft, domain, &cases, (!archived).then_some(id), now)?;
     let new_rows = if archived { Vec::new() } else { ledger_rows(world, id, received_on)? };

@@ -19,6 +19,7 @@ use super::{
     edit, extension,
     ledger::{self, LedgerRow, LedgerValue},
     rebuild::StoredTransaction,
+    reorder,
     world::{AttachmentWrite, FormWrite, LedgerRowWrite, Place, RecordDraft, World},
 };
 use crate::{
@@ -177,10 +178,13 @@ pub(super) fn apply_into(
     put_cases(world, draft, applied.states)?;
     for touch in applied.touches {
         let case_id = touch.case_id.clone();
-        let row = stored_touch(submission.envelope.last_sync_token.as_ref(), &id, received_on, touch);
+        let row = stored_touch(submission, form, &id, received_on, touch);
         world.put_transaction(&submission.domain, &case_id, row, place)?;
     }
     put_ledgers(world, draft, submission, applied.ledgers, applied.ledger_rows, place)?;
+    if submission.rules.sort_out_of_order {
+        reorder::repair(world, draft, &submission.domain, &case_ids, received_on, place)?;
+    }
     extension::close(world, draft, submission, &id, &case_ids)?;
     Ok((id, Outcome::Normal))
 }
@@ -320,14 +324,17 @@ pub(super) fn put_cases(
 /// The stored form of what a form did to a case. A phone is always told about ledgers, so their transactions name no sync
 /// (§11).
 pub(super) fn stored_touch(
-    sync_token: Option<&String>,
+    submission: &Submission,
+    form: &ParsedForm,
     form_id: &FormId,
     received_on: i64,
     touch: CaseTouch,
 ) -> StoredTransaction {
+    let sync_token = submission.envelope.last_sync_token.as_ref();
     let sync_token = sync_token.filter(|_| !touch.kind.contains(TransactionKind::LEDGER));
     StoredTransaction {
         form_id: Some(form_id.clone()),
+        user_id: form.user_id.clone(),
         kind: touch.kind,
         server_date: received_on,
         client_date: touch.client_date,

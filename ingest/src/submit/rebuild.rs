@@ -15,6 +15,8 @@ use crate::casexml::CaseBlock;
 pub struct StoredTransaction {
     /// The form; none for rebuilds.
     pub form_id: Option<FormId>,
+    /// The form's user.
+    pub user_id: Option<String>,
     /// Type bits.
     pub kind: TransactionKind,
     /// The form's `received_on`, or when the rebuild happened: the order of replay.
@@ -63,8 +65,20 @@ pub fn replay(
     transactions: &[StoredTransaction],
     rebuild: &Rebuild<'_>,
 ) -> CaseState {
-    let mut counting: Vec<&StoredTransaction> = transactions.iter().filter(|row| row.counts()).collect();
-    counting.sort_by_key(|row| row.server_date);
+    let mut rows: Vec<&StoredTransaction> = transactions.iter().collect();
+    rows.sort_by_key(|row| row.server_date);
+    replay_in_order(case_id, previous, &rows, rebuild)
+}
+
+/// Replays a case in the order of `rows`, among which those that do not count are passed over.
+#[must_use]
+pub(super) fn replay_in_order(
+    case_id: &CaseId,
+    previous: Option<&CaseState>,
+    rows: &[&StoredTransaction],
+    rebuild: &Rebuild<'_>,
+) -> CaseState {
+    let counting: Vec<&StoredTransaction> = rows.iter().copied().filter(|row| row.counts()).collect();
     let proves_deletion =
         |row: &&StoredTransaction| row.form_id.is_none() || row.form_id.as_ref() != rebuild.unarchiving;
     let deleted_by_someone = previous.is_some_and(|case| {

@@ -51,7 +51,7 @@ pub(crate) struct World {
     pub cases: BTreeMap<CaseId, CaseState>,
     /// Domains of cases that are only referred to.
     pub targets: HashMap<CaseId, DomainId>,
-    /// All transactions of the cases that are replayed.
+    /// All transactions of the cases that are replayed, or may be.
     pub transactions: HashMap<CaseId, Vec<StoredTransaction>>,
     /// Values of the ledgers of all cases that ledger changes are about.
     pub ledgers: BTreeMap<LedgerKey, LedgerValue>,
@@ -433,6 +433,45 @@ impl World {
             rows.push(row);
         }
         Ok(())
+    }
+}
+
+impl World {
+    /// Adds the row that says why a case was recomputed.
+    pub(crate) fn put_rebuild(
+        &mut self,
+        domain: &DomainId,
+        case_id: &CaseId,
+        kind: TransactionKind,
+        at: i64,
+        details: &str,
+        place: Place,
+    ) {
+        self.changes.transactions.push(TransactionWrite {
+            case_id: case_id.clone(),
+            domain: domain.clone(),
+            form_id: None,
+            kind,
+            server_date: at,
+            client_date: None,
+            sync_log_id: None,
+            details: Some(details.to_owned()),
+            blocks: None,
+            place,
+        });
+        if let Some(rows) = self.transactions.get_mut(case_id) {
+            rows.push(StoredTransaction {
+                form_id: None,
+                user_id: None,
+                kind,
+                server_date: at,
+                client_date: None,
+                sync_log_id: None,
+                revoked: false,
+                form_normal: false,
+                blocks: Vec::new(),
+            });
+        }
     }
 }
 

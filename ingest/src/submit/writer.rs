@@ -227,7 +227,7 @@ impl Writer {
     }
 
     async fn open(&self) -> Result<Connection, DatabaseError> {
-        let mut connection = self.shared.address.connect(Use::Short { lock_wait: self.shared.lock_wait }).await?;
+        let mut connection = self.shared.address.connect(Use::ByKey { lock_wait: self.shared.lock_wait }).await?;
         let reading = [lock::TAKE, forms::SELECT, cases::SELECT, cases::SELECT_INDICES, cases::SELECT_TARGETS];
         for sql in reading.iter().chain(commit::USUAL) {
             connection.statement(sql).await?;

@@ -13,5 +13,6 @@ mod outage;
 #[path = "../../../tests/postgres/postgres.rs"]
 mod postgres;
 mod receiver;
+mod reorder;
 mod schemes;
 mod service;

@@ -1,6 +1,6 @@
 //! One pass over a document table: counts the rows that match and finds those of a page.
 //!
-//! Columns decide first; a row's JSON is parsed only if a condition asks for it and the columns agree.
+//! Columns decide first; a row's document is read only if a condition asks for it and the columns agree.
 
 use std::{
     collections::BTreeSet,
@@ -95,7 +95,6 @@ pub(super) struct Documents {
 
 const ID: &str = "doc_id";
 const STAMP: &str = "indexed_on";
-const DOCUMENT: &str = "document";
 
 impl Documents {
     /// The table of that name in schema `system`; without one there are no documents.
@@ -187,9 +186,8 @@ impl Documents {
     pub(super) fn visit(&self, conditions: &[Condition], show: &mut impl FnMut(&Value)) -> Result<(), QueryError> {
         let Some(table) = &self.table else { return Ok(()) };
         for segment in table.segments.iter() {
-            let json = texts(segment, self.column(table, DOCUMENT)?)?;
             self.each(table, segment, conditions, &mut |row| {
-                show(&parse(json.value(row))?);
+                show(&self.document(segment, row)?);
                 Ok(())
             })?;
         }
@@ -229,7 +227,6 @@ impl Documents {
         let tests = conditions.iter().map(|condition| self.test(table, segment, condition));
         let tests = tests.collect::<Result<Vec<_>, _>>()?;
         let (documents, columns): (Vec<_>, Vec<_>) = tests.iter().partition(|test| test.is_document());
-        let json = texts(segment, self.column(table, DOCUMENT)?)?;
         for row in 0..segment.batch.num_rows() {
             if row % CHECKED_ROWS == 0 && Instant::now() > self.until {
                 return Err(QueryError::Timeout { after: self.timeout });
@@ -238,7 +235,7 @@ impl Documents {
                 continue;
             }
             if !documents.is_empty() {
-                let doc: Value = parse(json.value(row))?;
+                let doc = self.document(segment, row)?;
                 if !documents.iter().all(|test| test.holds_for(&doc)) {
                     continue;
                 }
@@ -254,8 +251,14 @@ impl Documents {
         Ok(Row {
             id: texts(segment, self.column(table, ID)?)?.value(row).to_owned(),
             stamp: instants(segment, self.column(table, STAMP)?)?.value(row),
-            doc: parse(texts(segment, self.column(table, DOCUMENT)?)?.value(row))?,
+            doc: self.document(segment, row)?,
         })
+    }
+
+    fn document(&self, segment: &Segment, row: usize) -> Result<Value, QueryError> {
+        let lost = || QueryError::Internal(format!("system.{} lost a document", self.name));
+        let doc = segment.documents.get(row).ok_or_else(lost)?;
+        serde_json::to_value(doc).map_err(|error| QueryError::Internal(format!("a document is not JSON: {error}")))
     }
 
     fn test<'a>(&self, table: &Table, segment: &'a Segment, condition: &'a Condition) -> Result<Test<'a>, QueryError> {
@@ -316,10 +319,6 @@ impl Test<'_> {
             _ => true,
         }
     }
-}
-
-fn parse(text: &str) -> Result<Value, QueryError> {
-    serde_json::from_str(text).map_err(|error| QueryError::Internal(format!("stored document is not JSON: {error}")))
 }
 
 fn array(segment: &Segment, column: usize) -> Result<&ArrayRef, QueryError> {

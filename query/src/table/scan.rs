@@ -3,7 +3,9 @@
 use std::{fmt, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringViewArray, UInt32Array},
+    array::{
+        Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringViewArray, StringViewBuilder, UInt32Array,
+    },
     compute::{filter, take},
     datatypes::{Schema, SchemaRef},
 };
@@ -19,7 +21,10 @@ use datafusion::{
     },
 };
 use hashbrown::HashSet;
-use schemas::table::{Segment, Table};
+use schemas::{
+    doc::Doc,
+    table::{Segment, Table},
+};
 
 use super::pushdown::StampRange;
 
@@ -302,24 +307,19 @@ impl Reader {
         self.table.segments.get(at).map(AsRef::as_ref)
     }
 
-    /// Applies `cut` to the projected columns only.
-    fn batch(
-        &self,
-        segment: &Segment,
-        rows: usize,
-        cut: impl Fn(&ArrayRef) -> Result<ArrayRef, arrow::error::ArrowError>,
-    ) -> Result<RecordBatch> {
-        let all = segment.batch.columns();
-        let columns = match &self.projection {
-            Some(projection) => projection
-                .iter()
-                .map(|at| match all.get(*at) {
-                    Some(column) => Ok(cut(column)?),
-                    None => Err(DataFusionError::Internal(format!("segment has no column {at}"))),
-                })
-                .collect::<Result<Vec<_>>>()?,
-            None => all.iter().map(|column| Ok(cut(column)?)).collect::<Result<Vec<_>>>()?,
+    /// The projected columns of chosen rows; only those are cut, and only their documents written out.
+    fn batch(&self, segment: &Segment, chosen: &Chosen) -> Result<RecordBatch> {
+        let stored = segment.batch.columns();
+        let column = |at: usize| match stored.get(at) {
+            Some(column) => Ok(chosen.cut(column)?),
+            None if at == stored.len() && !segment.documents.is_empty() => Ok(chosen.write(&segment.documents)),
+            None => Err(DataFusionError::Internal(format!("segment has no column {at}"))),
         };
+        let columns = match &self.projection {
+            Some(projection) => projection.iter().map(|at| column(*at)).collect::<Result<Vec<_>>>()?,
+            None => (0..self.table.schema.columns.len()).map(column).collect::<Result<Vec<_>>>()?,
+        };
+        let rows = chosen.count();
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
     }
@@ -339,14 +339,12 @@ impl Reader {
                 None => wanted,
             });
         }
-        let Some(keep) = keep else {
-            return self.batch(segment, len, |column| Ok(column.slice(start, len))).map(Some);
+        let chosen = match keep {
+            None => Chosen::Run { start, len },
+            Some(keep) if keep.true_count() == 0 => return Ok(None),
+            Some(keep) => Chosen::Kept { start, keep },
         };
-        let rows = keep.true_count();
-        if rows == 0 {
-            return Ok(None);
-        }
-        self.batch(segment, rows, |column| filter(&column.slice(start, len), &keep)).map(Some)
+        self.batch(segment, &chosen).map(Some)
     }
 
     /// These rows of a segment; `None` if there are none.
@@ -355,14 +353,57 @@ impl Reader {
         match rows {
             [] => Ok(None),
             [row] => {
-                let row = usize::try_from(*row).unwrap_or(usize::MAX);
-                self.batch(segment, 1, |column| Ok(column.slice(row, 1))).map(Some)
+                let start = usize::try_from(*row).unwrap_or(usize::MAX);
+                self.batch(segment, &Chosen::Run { start, len: 1 }).map(Some)
             }
-            rows => {
-                let places = UInt32Array::from(rows.to_vec());
-                self.batch(segment, rows.len(), |column| take(column, &places, None)).map(Some)
+            rows => self.batch(segment, &Chosen::Places(UInt32Array::from(rows.to_vec()))).map(Some),
+        }
+    }
+}
+
+/// Rows of a segment.
+enum Chosen {
+    /// Neighbours.
+    Run { start: usize, len: usize },
+    /// Those of some neighbours that a filter keeps.
+    Kept { start: usize, keep: BooleanArray },
+    /// Single ones.
+    Places(UInt32Array),
+}
+
+impl Chosen {
+    fn count(&self) -> usize {
+        match self {
+            Self::Run { len, .. } => *len,
+            Self::Kept { keep, .. } => keep.true_count(),
+            Self::Places(places) => places.len(),
+        }
+    }
+
+    /// Their values of a column.
+    fn cut(&self, column: &ArrayRef) -> std::result::Result<ArrayRef, arrow::error::ArrowError> {
+        match self {
+            Self::Run { start, len } => Ok(column.slice(*start, *len)),
+            Self::Kept { start, keep } => filter(&column.slice(*start, keep.len()), keep),
+            Self::Places(places) => take(column, places, None),
+        }
+    }
+
+    /// Their documents as JSON texts.
+    fn write(&self, documents: &[Doc]) -> ArrayRef {
+        let mut texts = StringViewBuilder::with_capacity(self.count());
+        let mut write = |at: usize| texts.append_option(documents.get(at).map(Doc::to_json));
+        match self {
+            Self::Run { start, len } => (*start..*start + *len).for_each(write),
+            Self::Kept { start, keep } => {
+                let kept = (*start..).zip(keep.iter()).filter(|(_, keep)| *keep == Some(true));
+                kept.for_each(|(at, _)| write(at));
+            }
+            Self::Places(places) => {
+                places.values().iter().for_each(|at| write(usize::try_from(*at).unwrap_or(usize::MAX)))
             }
         }
+        Arc::new(texts.finish())
     }
 }
 

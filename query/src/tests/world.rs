@@ -19,6 +19,7 @@ use arrow::{
 use async_trait::async_trait;
 use hashbrown::HashMap;
 use schemas::{
+    doc::Doc,
     id::{DomainId, UserId},
     port::{AuthError, Authenticator, Credentials, Permission, Principal, ViewReader, WaitError},
     position::{Frontier, LaneId, Position, Sequence, Tick},
@@ -108,6 +109,7 @@ fn array(kind: ColumnType, cells: &[Cell]) -> ArrayRef {
                 })
                 .collect::<BooleanArray>(),
         ),
+        ColumnType::Document => panic!("documents lie in no array"),
         ColumnType::TextList => {
             let mut builder =
                 ListBuilder::new(StringBuilder::new()).with_field(Field::new("item", DataType::Utf8, true));
@@ -173,11 +175,16 @@ pub(super) fn table(
             });
             Some((stamps.clone().min()?, stamps.max()?))
         });
-        let arrays = schema.columns.iter().enumerate().map(|(column, about)| {
+        let arrays = schema.stored().iter().enumerate().map(|(column, about)| {
             array(about.column_type, &rows.iter().map(|cells| cells[column].clone()).collect::<Vec<_>>())
         });
-        let batch = RecordBatch::try_new(Arc::clone(&arrow), arrays.collect()).unwrap();
-        built.push(Arc::new(Segment { batch, dead: Arc::new(dead), stamps }));
+        let batch = RecordBatch::try_new(schema.stored_arrow(), arrays.collect()).unwrap();
+        let documents = rows.iter().filter_map(|cells| match cells.last() {
+            Some(Cell::Document(doc)) => Some(doc.clone()),
+            _ => None,
+        });
+        let documents = documents.collect();
+        built.push(Arc::new(Segment { batch, documents, dead: Arc::new(dead), stamps }));
     }
     let index = index.map(|moved| Arc::new(MapIndex { places, asked: AtomicUsize::new(0), moved }));
     let live_rows = built.iter().map(|segment| segment.live_rows()).sum();
@@ -260,7 +267,7 @@ pub(super) fn cases(docs: &[(serde_json::Value, &str)]) -> Arc<Table> {
         Column::new("modified_on", ColumnType::Datetime),
         Column::new("server_modified_on", ColumnType::Datetime),
         Column::new("indexed_on", ColumnType::Datetime),
-        Column::new("document", ColumnType::Text),
+        Column::required("document", ColumnType::Document),
     ];
     let row = |(doc, stamp): &(serde_json::Value, &str)| {
         let get = |name: &str| doc[name].as_str().map_or(Cell::Null, text);
@@ -278,7 +285,7 @@ pub(super) fn cases(docs: &[(serde_json::Value, &str)]) -> Arc<Table> {
             when("modified_on"),
             when("server_modified_on"),
             at(stamp),
-            text(&doc.to_string()),
+            Cell::Document(Doc::from_value(doc).unwrap()),
         ]
     };
     documents(columns, 11, &docs.iter().map(row).collect::<Vec<_>>())
@@ -295,7 +302,7 @@ pub(super) fn forms(docs: &[(serde_json::Value, &str)]) -> Arc<Table> {
         Column::new("received_on", ColumnType::Datetime),
         Column::new("server_modified_on", ColumnType::Datetime),
         Column::new("indexed_on", ColumnType::Datetime),
-        Column::new("document", ColumnType::Text),
+        Column::required("document", ColumnType::Document),
     ];
     let row = |(doc, stamp): &(serde_json::Value, &str)| {
         let get = |name: &str| doc[name].as_str().map_or(Cell::Null, text);
@@ -309,7 +316,7 @@ pub(super) fn forms(docs: &[(serde_json::Value, &str)]) -> Arc<Table> {
             when("received_on"),
             when("server_modified_on"),
             at(stamp),
-            text(&doc.to_string()),
+            Cell::Document(Doc::from_value(doc).unwrap()),
         ]
     };
     documents(columns, 7, &docs.iter().map(row).collect::<Vec<_>>())
@@ -320,7 +327,7 @@ pub(super) fn others(properties: &[(&str, ColumnType)], docs: &[(serde_json::Val
     let mut columns = vec![Column::required("doc_id", ColumnType::Text)];
     columns.extend(properties.iter().map(|(name, kind)| Column::new(name, *kind)));
     columns.push(Column::required("indexed_on", ColumnType::Datetime));
-    columns.push(Column::required("document", ColumnType::Text));
+    columns.push(Column::required("document", ColumnType::Document));
     let row = |(doc, stamp): &(serde_json::Value, &str)| {
         let mut cells = vec![text(doc["_id"].as_str().unwrap())];
         cells.extend(properties.iter().map(|(name, _)| match &doc[name] {
@@ -329,7 +336,7 @@ pub(super) fn others(properties: &[(&str, ColumnType)], docs: &[(serde_json::Val
             serde_json::Value::Number(value) => Cell::Int(value.as_i64().unwrap()),
             _ => Cell::Null,
         }));
-        cells.extend([at(stamp), text(&doc.to_string())]);
+        cells.extend([at(stamp), Cell::Document(Doc::from_value(doc).unwrap())]);
         cells
     };
     documents(columns, properties.len() + 1, &docs.iter().map(row).collect::<Vec<_>>())

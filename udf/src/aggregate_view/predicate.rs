@@ -164,7 +164,7 @@ fn cell(value: &Value, of: ColumnType) -> Option<Cell> {
             Cell::Date(days)
         }
         ColumnType::Datetime => Cell::Datetime(schemas::time::parse_micros(value.as_str()?)?),
-        ColumnType::TextList => return None,
+        ColumnType::TextList | ColumnType::Document => return None,
     })
 }
 

@@ -109,6 +109,7 @@ impl World {
     fn add_row(&mut self, form_id: &FormId, touch: crate::submit::apply::CaseTouch, server_date: i64) {
         self.rows.entry(touch.case_id).or_default().push(StoredTransaction {
             form_id: Some(form_id.clone()),
+            user_id: None,
             kind: touch.kind,
             server_date,
             client_date: touch.client_date,

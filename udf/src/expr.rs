@@ -33,7 +33,8 @@ use crate::{
     context::Context,
     error::EvalError,
     facts::DemandNo,
-    spec::{Compiler, Spec, json_kind},
+    filter,
+    spec::{Compiler, Spec, join, json_kind},
     value::Value,
 };
 
@@ -151,8 +152,29 @@ pub(crate) fn compile_fields(fields: &Map<String, Json>, pointer: &str, compiler
         Some((_, make)) => compiler.nested(pointer, |compiler| make(&spec, compiler), stand_in),
         None => {
             compiler.unknown_type(&spec.at("type"), name, format!("`{name}` is not an expression type"));
+            let parts = fields.iter().filter(|(key, _)| *key != "type");
+            parts.for_each(|(key, json)| inside_unknown(json, &spec.at(key), compiler));
             stand_in()
         }
+    }
+}
+
+/// Notes the problems inside a type that is not known. What a name stands for there is not known either.
+fn inside_unknown(json: &Json, pointer: &str, compiler: &mut Compiler<'_>) {
+    match json {
+        Json::Array(items) => {
+            items
+                .iter()
+                .enumerate()
+                .for_each(|(i, item)| inside_unknown(item, &join(pointer, &i.to_string()), compiler));
+        }
+        Json::Object(fields) => match fields.get("type").and_then(Json::as_str) {
+            Some("named") => {}
+            Some(name) if filter::TYPES.contains(&name) => drop(filter::compile(json, pointer, compiler)),
+            Some(_) => drop(compile_fields(fields, pointer, compiler)),
+            None => fields.iter().for_each(|(key, json)| inside_unknown(json, &join(pointer, key), compiler)),
+        },
+        _ => {}
     }
 }
 
@@ -169,6 +191,18 @@ pub(crate) fn type_names() -> impl Iterator<Item = &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unknown_types_inside_unknown_ones_are_named() {
+        let json = serde_json::json!({"type": "own", "of": [{"type": "other", "x": {"type": "named", "name": "n"}}],
+            "if": {"type": "not", "filter": {"type": "third"}}, "then": {"type": "property_name"}});
+        let mut compiler = Compiler::new(crate::spec::Named::default());
+        let compiled = compile(&json, "", &mut compiler);
+        let errors = compiler.finish(compiled).unwrap_err();
+        assert_eq!(errors.unknown_types.iter().collect::<Vec<_>>(), ["other", "own", "third"]);
+        let pointers: Vec<&str> = errors.problems.iter().map(|problem| problem.pointer.as_str()).collect();
+        assert_eq!(pointers, ["/type", "/of/0/type", "/if/filter/type", "/then"]);
+    }
 
     #[test]
     fn types_are_registered_once() {

@@ -19,6 +19,9 @@ use crate::{
 pub use operator::Operator;
 pub(crate) use operator::contains;
 
+/// Names of the filter types.
+pub(crate) const TYPES: [&str; 6] = ["and", "boolean_expression", "named", "not", "or", "property_match"];
+
 /// A compiled filter.
 #[derive(Debug)]
 pub(crate) enum Filter {
@@ -150,8 +153,7 @@ fn compile_here(json: &Json, pointer: &str, compiler: &mut Compiler<'_>) -> Filt
             found.map_or_else(Filter::stand_in, Filter::Named)
         }
         Some(other) => {
-            let known = "and, boolean_expression, named, not, or, property_match";
-            let message = format!("`{other}` is not a filter type (known: {known})");
+            let message = format!("`{other}` is not a filter type (known: {})", TYPES.join(", "));
             compiler.unknown_type(&spec.at("type"), other, message);
             Filter::stand_in()
         }

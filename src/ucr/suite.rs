@@ -1,7 +1,7 @@
 //! `millrace ucr test`: the language and the dataflow held against files of vectors and scenarios.
 //!
 //! A line is one vector or one scenario, told apart by their keys. Their format is described beside them; configurations
-//! that they name lie in `configs/` beside the file.
+//! that they name lie in `configs/` beside the file, or where `--configs` says.
 
 use std::{
     collections::BTreeMap,
@@ -31,6 +31,9 @@ pub(crate) struct TestArgs {
     /// Files of vectors or freshness scenarios, one JSON object a line
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Directory of the configurations that they name [default: `configs` beside each file]
+    #[arg(long, value_name = "DIR")]
+    configs: Option<PathBuf>,
 }
 
 /// What came of a line.
@@ -60,7 +63,8 @@ struct Suite {
 pub(crate) async fn run(args: TestArgs) -> anyhow::Result<ExitCode> {
     let mut suite = Suite::default();
     for file in &args.files {
-        suite.file(file).await.with_context(|| format!("could not read {}", file.display()))?;
+        let configs = args.configs.clone().unwrap_or_else(|| file.with_file_name("configs"));
+        suite.file(file, &configs).await.with_context(|| format!("could not read {}", file.display()))?;
     }
     for live in std::mem::take(&mut suite.live).into_values() {
         live.stop().await;
@@ -76,8 +80,7 @@ pub(crate) async fn run(args: TestArgs) -> anyhow::Result<ExitCode> {
 }
 
 impl Suite {
-    async fn file(&mut self, path: &Path) -> anyhow::Result<()> {
-        let configs = path.with_file_name("configs");
+    async fn file(&mut self, path: &Path, configs: &Path) -> anyhow::Result<()> {
         for (number, line) in BufReader::new(File::open(path)?).lines().enumerate() {
             let line = line?;
             if line.trim().is_empty() {
@@ -87,7 +90,7 @@ impl Suite {
             let (id, outcome) = match serde_json::from_str::<Json>(&line) {
                 Ok(json) => {
                     let id = json["id"].as_str().map_or_else(place, str::to_owned);
-                    let outcome = self.line(&id, &json, &configs).await;
+                    let outcome = self.line(&id, &json, configs).await;
                     (id, outcome.unwrap_or_else(|error| Outcome::Failed(format!("{error:#}"))))
                 }
                 Err(error) => (place(), Outcome::Failed(format!("not valid JSON: {error}"))),

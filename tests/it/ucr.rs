@@ -56,8 +56,9 @@ fn every_failure_is_named_and_counted() {
             "expected": [{"doc_id": "c", "inserted_at": "$now", "up": up}]})
     };
     let directory = tempfile::tempdir().unwrap();
-    std::fs::create_dir(directory.path().join("configs")).unwrap();
-    std::fs::write(directory.path().join("configs/mothers.json"), definition.to_string()).unwrap();
+    let configs = directory.path().join("elsewhere");
+    std::fs::create_dir(&configs).unwrap();
+    std::fs::write(configs.join("mothers.json"), definition.to_string()).unwrap();
     let scenario = |id: &str, up: &str| {
         json!({"id": id, "kind": "freshness", "config": "mothers.json", "events": [
                 {"op": "put", "doc": case("m", "Asha")}, {"op": "put", "doc": case("c", "")},
@@ -78,7 +79,7 @@ fn every_failure_is_named_and_counted() {
         "{".to_owned(),
     ];
     std::fs::write(&file, all.join("\n")).unwrap();
-    let output = ucr(&[Path::new("test"), &file]);
+    let output = ucr(&[Path::new("test"), Path::new("--configs"), &configs, &file]);
     let lines = lines(&output);
     assert!(!output.status.success());
     for (id, part) in [

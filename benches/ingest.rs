@@ -3,12 +3,16 @@
 //! A server (`millrace serve`) with a private Postgres gets forms of 600 workers as fast as it answers them; CPU time is
 //! measured of server, Postgres and generator apart, in the middle of the run. Then `pgbench` writes rows of the same kind
 //! and size into the same tables, one form a transaction as one statement (`ingest/form.sql`), with several numbers of
-//! clients. All of it shares this machine's cores.
+//! clients. At last two servers take forms for three domains in three databases, each a Postgres of its own, and share all
+//! lanes. All of it shares this machine's cores.
 //!
 //! `MILLRACE_BENCH_SECONDS` is how long each run lasts (default 12).
 #![allow(clippy::print_stdout, reason = "the table is what a bench is for")]
 
 mod machine;
+#[allow(dead_code, clippy::unwrap_used, clippy::expect_used, reason = "shared with the tests, which use all of it")]
+#[path = "../tests/postgres/postgres.rs"]
+mod postgres;
 
 use std::{
     fs::{self, File},
@@ -31,6 +35,8 @@ const RATE: u32 = 20_000;
 const CLIENTS: [u32; 4] = [4, 8, 16, 32];
 /// Longest wait for a start.
 const START: Duration = Duration::from_secs(60);
+/// How long after its address a server may show its administrator.
+const ADMINISTRATOR: Duration = Duration::from_secs(1);
 /// Idle connections, photos sent at the same time, and megabytes of each.
 const IDLE: u32 = 10_000;
 const UPLOADS: u32 = 50;
@@ -65,6 +71,9 @@ fn main() -> anyhow::Result<()> {
     fs::set_permissions(second.path(), fs::Permissions::from_mode(0o711))?;
     let server = Server::start(second.path())?;
     let (open, accepted, peak) = server.crowd()?;
+    drop(server);
+    let spread = spread(seconds)?;
+    println!("| forms over HTTP, two servers, three databases with a Postgres each | {spread:.0} forms/s |");
     println!("| memory with {open} idle connections and {accepted} uploads of {PHOTO} MB at once | {peak:.0} MB |");
     let crowd = open == IDLE && accepted == UPLOADS && peak <= 600.0;
 
@@ -78,6 +87,70 @@ fn main() -> anyhow::Result<()> {
         println!("| {goal} | {measured} | {} |", if met { "yes" } else { "**no**" });
     }
     Ok(())
+}
+
+/// Forms a second that two servers take for three domains, each in a database of its own.
+fn spread(seconds: f64) -> anyhow::Result<f64> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let clusters = [postgres::Server::start(), postgres::Server::start(), postgres::Server::start()];
+    let urls: Vec<String> = clusters.iter().map(|cluster| runtime.block_on(cluster.database())).collect();
+    let home = tempfile::tempdir()?;
+    let settings = [
+        ("MILLRACE_OBJECTS__URL", format!("file://{}", home.path().join("objects").display())),
+        ("MILLRACE_INGEST__DATABASE_URL", urls[0].clone()),
+        (
+            "MILLRACE_INGEST__DATABASES",
+            format!(
+                "[{{number = 1, url = {:?}, shards = \"341-682\"}}, {{number = 2, url = {:?}, shards = \"683-1023\"}}]",
+                urls[1], urls[2]
+            ),
+        ),
+        ("MILLRACE_INGEST__PINS", "{demo = 0, second = 1, third = 2}".to_owned()),
+    ];
+    let servers = [
+        Server::start_with(&home.path().join("a"), &settings)?,
+        Server::start_with(&home.path().join("b"), &settings)?,
+    ];
+    let mut loads = Vec::new();
+    for (number, domain) in ["demo", "second", "third"].into_iter().enumerate() {
+        let password = match domain {
+            "demo" => servers[0].password.clone(),
+            _ => {
+                let made = millrace()
+                    .args(["domain", "create", domain, "--data-dir"])
+                    .arg(home.path().join("command"))
+                    .envs(settings.iter().map(|(name, value)| (*name, value)))
+                    .output()?;
+                let said = String::from_utf8_lossy(&made.stdout).into_owned();
+                let password = said.lines().find_map(|line| line.strip_prefix("password")).map(str::trim);
+                password.with_context(|| String::from_utf8_lossy(&made.stderr).into_owned())?.to_owned()
+            }
+        };
+        let forms = (f64::from(RATE) * seconds).to_string();
+        let load = millrace()
+            .args(["load", "--url", &servers[number % 2].url, "--domain", domain, "--no-visibility", "--json"])
+            .args(["--rate", &RATE.to_string(), "--forms", &forms, "--workers", "200", "--concurrency", "96"])
+            .env("MILLRACE_PASSWORD", password)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("could not start the load")?;
+        loads.push(load);
+    }
+    let stored = || Ok::<f64, anyhow::Error>(servers[0].stored()? + servers[1].stored()?);
+    let began = Instant::now();
+    while stored()? < 3000.0 {
+        anyhow::ensure!(began.elapsed() < START, "no forms came");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let (first, began) = (stored()?, Instant::now());
+    std::thread::sleep(Duration::from_secs_f64(seconds));
+    let per_second = (stored()? - first) / began.elapsed().as_secs_f64();
+    for mut load in loads {
+        drop(load.kill());
+        drop(load.wait());
+    }
+    Ok(per_second)
 }
 
 /// A running server; stopped when dropped.
@@ -118,6 +191,12 @@ fn quiet(mut command: Command) -> Command {
 
 impl Server {
     fn start(home: &Path) -> anyhow::Result<Self> {
+        Self::start_with(home, &[])
+    }
+
+    /// With further settings from the environment. The password is empty if the domain had its administrator already.
+    fn start_with(home: &Path, settings: &[(&str, String)]) -> anyhow::Result<Self> {
+        fs::create_dir_all(home)?;
         let data = home.join("data");
         let said = home.join("said");
         // Each connection is a file; the usual limit of a shell is 1024.
@@ -127,13 +206,16 @@ impl Server {
             .args(["serve", "--role", "ingest", "--data-dir"])
             .arg(&data)
             .envs([("MILLRACE_DOMAIN", "demo"), ("MILLRACE_LISTEN__HTTP", "127.0.0.1:0")])
+            .envs(settings.iter().map(|(name, value)| (*name, value)))
             .stdout(File::create(&said)?)
             .stderr(File::create(home.join("log"))?)
             .spawn()
             .context("could not start millrace")?;
         let mut server = Self { child, data, url: String::new(), password: String::new() };
         let began = Instant::now();
-        while server.url.is_empty() || server.password.is_empty() {
+        // The administrator is shown behind the address, once.
+        let mut said_address = None;
+        while server.password.is_empty() && said_address.is_none_or(|at: Instant| at.elapsed() < ADMINISTRATOR) {
             anyhow::ensure!(began.elapsed() < START, "the server did not say its address");
             std::thread::sleep(Duration::from_millis(50));
             let text = fs::read_to_string(&said)?;
@@ -143,6 +225,9 @@ impl Server {
                     .unwrap_or_default()
             };
             (server.url, server.password) = (after("HTTP"), after("password"));
+            if !server.url.is_empty() {
+                said_address.get_or_insert_with(Instant::now);
+            }
         }
         Ok(server)
     }

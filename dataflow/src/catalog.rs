@@ -242,7 +242,11 @@ impl Catalog {
         };
         let built = match AggregateView::compile(&document, &schema_of) {
             Ok(view) => {
-                let inputs = view.sources.iter().filter_map(|source| self.source(domain, &source.table)).collect();
+                let (view, read) = view.narrowed();
+                let inputs = view.sources.iter().zip(read);
+                let inputs =
+                    inputs.filter_map(|(source, read)| Some((self.source(domain, &source.table)?, read.into())));
+                let inputs = inputs.collect();
                 let schema = Arc::clone(&view.schema);
                 let stamp_column = schema.position(UPDATED_AT);
                 Ok(self.install(
@@ -298,7 +302,7 @@ impl Catalog {
         definition.failed = Some(why.to_owned());
         self.dirty.insert(key.0.clone());
         // Aggregate views over it go first: their rows are taken back from tables that still exist.
-        let reads = |instance: &Instance| matches!(&instance.logic, Logic::Groups { inputs, .. } if inputs.iter().any(|input| gone.contains(input)));
+        let reads = |instance: &Instance| matches!(&instance.logic, Logic::Groups { inputs, .. } if inputs.iter().any(|(input, _)| gone.contains(input)));
         let mut readers = Vec::new();
         for (reader, held) in &mut self.definitions {
             let reading = |no: &ViewNo| self.instances.get(no).is_some_and(|installed| reads(&installed.instance));
@@ -380,10 +384,10 @@ impl Catalog {
         // A source and the aggregate views built on it change together, or neither does.
         loop {
             let waits = |no: &ViewNo| {
-                let inputs_wait =
-                    self.inputs(*no).iter().any(|input| building.contains(input) && !ready.contains(input));
-                let readers_wait =
-                    building.iter().any(|reader| !ready.contains(reader) && self.inputs(*reader).contains(no));
+                let inputs_wait = self.inputs(*no).any(|input| building.contains(input) && !ready.contains(input));
+                let readers_wait = building
+                    .iter()
+                    .any(|reader| !ready.contains(reader) && self.inputs(*reader).any(|input| input == no));
                 inputs_wait || readers_wait
             };
             let Some(waiting) = ready.iter().copied().find(waits) else { break };
@@ -396,7 +400,7 @@ impl Catalog {
             }
         }
         // Aggregate views first, for the same reason as when a source is dropped.
-        replaced.sort_by_key(|no| self.inputs(*no).is_empty());
+        replaced.sort_by_key(|no| self.inputs(*no).next().is_none());
         let mut commands = Vec::new();
         for no in replaced {
             self.retire(no, &mut commands);
@@ -413,11 +417,12 @@ impl Catalog {
         commands
     }
 
-    fn inputs(&self, no: ViewNo) -> &[ViewNo] {
-        match self.instances.get(&no).map(|installed| &installed.instance.logic) {
-            Some(Logic::Groups { inputs, .. }) => inputs,
+    fn inputs(&self, no: ViewNo) -> impl Iterator<Item = &ViewNo> {
+        let inputs = match self.instances.get(&no).map(|installed| &installed.instance.logic) {
+            Some(Logic::Groups { inputs, .. }) => inputs.as_slice(),
             _ => &[],
-        }
+        };
+        inputs.iter().map(|(input, _)| input)
     }
 
     /// True while anything is being built.

@@ -29,8 +29,8 @@ pub(crate) struct IndexNo(pub(crate) u32);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Feed {
     pub(crate) reader: Reader,
-    /// Columns that are read; the others travel as null, so that a change of them alone is no difference.
-    pub(crate) columns: Arc<[bool]>,
+    /// Columns that are read; the others do not travel, and a change of them alone is no difference.
+    pub(crate) columns: Arc<[usize]>,
 }
 
 /// The place where a feed's rows go.
@@ -52,10 +52,7 @@ pub(crate) struct Difference {
 
 impl Feed {
     fn project(&self, row: &Row) -> Row {
-        row.iter()
-            .zip(self.columns.iter().chain(std::iter::repeat(&false)))
-            .map(|(cell, read)| if *read { cell.clone() } else { Cell::Null })
-            .collect()
+        self.columns.iter().map(|at| row.get(*at).cloned().unwrap_or(Cell::Null)).collect()
     }
 
     /// Some rows, as differences of one sign.

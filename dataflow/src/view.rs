@@ -25,10 +25,10 @@ pub(crate) enum Logic {
     Rows(RowLogic),
     /// Groups over the rows of other instances.
     Groups {
-        /// The compiled definition.
+        /// The compiled definition, over the columns that it reads.
         view: Box<AggregateView>,
-        /// The instance behind each of its sources.
-        inputs: Vec<ViewNo>,
+        /// The instance behind each of its sources, and the columns that are read of it.
+        inputs: Vec<(ViewNo, Arc<[usize]>)>,
     },
 }
 

@@ -151,7 +151,7 @@ struct State {
 }
 
 /// Which rows by which columns: a table, its key columns, and those that are read.
-type IndexKey = (ViewNo, Vec<usize>, Arc<[bool]>);
+type IndexKey = (ViewNo, Vec<usize>, Arc<[usize]>);
 
 /// One worker, driven tick by tick.
 pub(crate) struct Engine {
@@ -286,19 +286,18 @@ impl Engine {
         &mut self,
         instance: &Arc<Instance>,
         view: &udf::aggregate_view::AggregateView,
-        inputs: &[ViewNo],
+        inputs: &[(ViewNo, Arc<[usize]>)],
     ) -> Vec<(ViewNo, Feed, bool)> {
-        let columns_read = view.columns_read();
         let mut feeds = Vec::new();
         let mut indexes = Vec::new();
-        let mut read = inputs.iter().zip(columns_read);
+        let mut read = inputs.iter();
         if let Some((input, columns)) = read.next() {
-            let feed = Feed { reader: Reader::Base(instance.no), columns: columns.into() };
+            let feed = Feed { reader: Reader::Base(instance.no), columns: Arc::clone(columns) };
             feeds.push((*input, feed, true));
         }
         let mut aggregates = self.state.aggregates.borrow_mut();
         for (join, (input, columns)) in view.joins.iter().zip(read) {
-            let columns: Arc<[bool]> = columns.into();
+            let columns = Arc::clone(columns);
             let key = (*input, join.right.clone(), Arc::clone(&columns));
             let is_new = !self.indexes.contains_key(&key);
             let no = *self.indexes.entry(key).or_insert_with(|| {

@@ -22,7 +22,10 @@
 //! In: the document and the schemas of the tables it may name. Out: an [`AggregateView`] with every column resolved to a
 //! (source, index) pair, or every problem of the document at once.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use schemas::row::{Cell, Column, ColumnType, Row, TableSchema};
 use serde::Deserialize;
@@ -124,27 +127,39 @@ impl AggregateView {
         rows.get(column.source).and_then(|row| row.get(column.column)).unwrap_or(&Cell::Null)
     }
 
-    /// For each source, which of its columns the view reads.
+    /// The same view over rows that hold nothing but the columns it reads; and for each source those columns, in order.
     #[must_use]
-    pub fn columns_read(&self) -> Vec<Vec<bool>> {
-        let mut read: Vec<Vec<bool>> =
-            self.sources.iter().map(|source| vec![false; source.schema.columns.len()]).collect();
-        let mut mark = |column: ColumnRef| {
-            if let Some(flag) = read.get_mut(column.source).and_then(|columns| columns.get_mut(column.column)) {
-                *flag = true;
+    pub fn narrowed(mut self) -> (Self, Vec<Vec<usize>>) {
+        let mut read: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); self.sources.len()];
+        self.columns(&mut |column| {
+            if let Some(columns) = read.get_mut(column.source) {
+                columns.insert(column.column);
             }
-        };
-        for (i, join) in self.joins.iter().enumerate() {
-            join.left.iter().for_each(|column| mark(*column));
-            join.right.iter().for_each(|column| mark(ColumnRef { source: i + 1, column: *column }));
+        });
+        let read: Vec<Vec<usize>> = read.into_iter().map(|columns| columns.into_iter().collect()).collect();
+        self.columns(&mut |column| {
+            let place = read.get(column.source).and_then(|columns| columns.binary_search(&column.column).ok());
+            column.column = place.unwrap_or(column.column);
+        });
+        (self, read)
+    }
+
+    /// Shows every column that the view reads, wherever it reads it.
+    fn columns(&mut self, show: &mut impl FnMut(&mut ColumnRef)) {
+        for (i, join) in self.joins.iter_mut().enumerate() {
+            join.left.iter_mut().for_each(&mut *show);
+            for column in &mut join.right {
+                let mut joined = ColumnRef { source: i + 1, column: *column };
+                show(&mut joined);
+                *column = joined.column;
+            }
         }
-        self.group_by.iter().for_each(|column| mark(*column));
-        for aggregate in &self.aggregates {
-            aggregate.column.into_iter().for_each(&mut mark);
+        self.group_by.iter_mut().for_each(&mut *show);
+        for aggregate in &mut self.aggregates {
+            aggregate.column.iter_mut().for_each(&mut *show);
+            aggregate.filter.iter_mut().for_each(|filter| filter.columns(show));
         }
-        let filters = self.aggregates.iter().filter_map(|aggregate| aggregate.filter.as_ref()).chain(&self.filter);
-        filters.for_each(|filter| filter.columns(&mut mark));
-        read
+        self.filter.iter_mut().for_each(|filter| filter.columns(show));
     }
 
     /// Names of the tables that a document reads, without compiling it.
@@ -461,6 +476,35 @@ mod tests {
         assert_eq!(view.joins[0].left, [ColumnRef { source: 0, column: 1 }]);
         assert_eq!(view.joins[0].right, [0]);
         assert_eq!(view.group_by, [ColumnRef { source: 1, column: 1 }]);
+    }
+
+    #[test]
+    fn a_narrowed_view_reads_the_same_cells() {
+        let view = AggregateView::compile(
+            &json!({
+                "from": {"table": "visits", "as": "v"},
+                "joins": [{"table": "workers", "as": "w", "on": {"v.owner_id": "w.user_id"}}],
+                "where": {"not": {"column": "kg", "operator": "is_null"}},
+                "group_by": [{"column": "w.user_id"}],
+                "aggregates": [{"function": "count", "as": "n", "where": {"column": "v.owner_id", "operator": "=", "value": "a"}}]
+            }),
+            &tables,
+        )
+        .unwrap();
+        let (narrow, read) = view.clone().narrowed();
+        assert_eq!(read, [vec![1, 3], vec![0]]);
+        let wide: [Row; 2] = [
+            vec![Cell::Int(0), Cell::Int(1), Cell::Int(2), Cell::Int(3)].into(),
+            vec![Cell::Int(4), Cell::Int(5)].into(),
+        ];
+        let few: Vec<Row> =
+            wide.iter().zip(&read).map(|(row, read)| read.iter().map(|at| row[*at].clone()).collect()).collect();
+        let cells = |mut view: AggregateView, rows: &[Row]| {
+            let mut cells = Vec::new();
+            view.columns(&mut |column| cells.push(AggregateView::cell(rows, *column).clone()));
+            cells
+        };
+        assert_eq!(cells(view, &wide), cells(narrow, &few));
     }
 
     #[test]

@@ -10,10 +10,12 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
 use super::{ATTACHMENTS, BlobError, Blobs, PACKS};
-use crate::store::domains;
+use crate::store::{domains, pool::Use};
 
 /// How often the object store is walked.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+/// Held by the one process that walks.
+const SWEEP_LOCK: i64 = 0x7377_6565_7000;
 /// Objects asked about at a time.
 const ASKED: usize = 500;
 
@@ -28,13 +30,24 @@ impl Blobs {
     /// Sweeps orphans older than `age` until `stop`.
     pub(crate) async fn run_sweep(self, age: Duration, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(SWEEP_EVERY)).await.is_some() {
-            match stop.run_until_cancelled(self.sweep(age)).await {
+            match stop.run_until_cancelled(self.sweep_alone(age)).await {
                 None => return,
                 Some(Ok(0)) => {}
                 Some(Ok(swept)) => tracing::info!(swept, "objects that nothing points to were deleted"),
                 Some(Err(error)) => tracing::warn!(%error, "the object store could not be swept"),
             }
         }
+    }
+
+    /// Sweeps, unless another process does.
+    async fn sweep_alone(&self, age: Duration) -> Result<u64, BlobError> {
+        // The lock goes with the connection.
+        let connection = self.databases.control().address().connect(Use::Long).await?;
+        let lock = connection.query_typed_one("SELECT pg_try_advisory_lock($1)", &[(&SWEEP_LOCK, Type::INT8)]).await?;
+        if !lock.try_get::<_, bool>(0)? {
+            return Ok(0);
+        }
+        self.sweep(age).await
     }
 
     /// Deletes orphans older than `age`; returns how many there were.

@@ -27,12 +27,12 @@ pub enum Predicate {
 }
 
 impl Predicate {
-    /// Calls `found` with every column that is compared.
-    pub(super) fn columns(&self, found: &mut impl FnMut(ColumnRef)) {
+    /// Shows every column that is compared.
+    pub(super) fn columns(&mut self, show: &mut impl FnMut(&mut ColumnRef)) {
         match self {
-            Self::And(parts) | Self::Or(parts) => parts.iter().for_each(|part| part.columns(found)),
-            Self::Not(inner) => inner.columns(found),
-            Self::IsNull(column) | Self::In(column, _) | Self::Compare(column, ..) => found(*column),
+            Self::And(parts) | Self::Or(parts) => parts.iter_mut().for_each(|part| part.columns(show)),
+            Self::Not(inner) => inner.columns(show),
+            Self::IsNull(column) | Self::In(column, _) | Self::Compare(column, ..) => show(column),
         }
     }
 

@@ -25,7 +25,7 @@ use serde_json::Value;
 use self::machine::{TICKS_PER_SECOND, flushes, tree_ticks};
 
 /// Forms a second, and how many times the usual length they run.
-const RATES: [(u32, f64); 4] = [(50, 1.0), (100, 1.0), (200, 1.0), (400, 3.0)];
+const RATES: [(u32, f64); 5] = [(50, 1.0), (100, 1.0), (200, 1.0), (400, 3.0), (1000, 1.0)];
 /// Workers with a phone.
 const WORKERS: u32 = 600;
 /// What `demo` says right before the first form.

@@ -78,8 +78,6 @@ pub struct Accounts {
     pub(crate) lanes: Arc<Lanes>,
     pub(crate) domains: Arc<Domains>,
     pub(crate) auth: Arc<AccountAuthenticator>,
-    /// Whether what digest authentication needs of new passwords is kept.
-    pub(crate) keeps_digest: bool,
 }
 
 impl Accounts {
@@ -199,7 +197,7 @@ impl Accounts {
         let damaged = |error| AccountError::Database(DatabaseError::damaged("accounts", error));
         let user_id = UserId::new(id).map_err(damaged)?;
         let (id, kind) = (DocId::from(&user_id), DocKind::WebUser);
-        let change = DirectoryChange { kind, id, action, password_hash, keeps_digest: self.keeps_digest };
+        let change = DirectoryChange { kind, id, action, password_hash, keeps_digest: self.auth.keeps_digests };
         let write = DirectoryWrite { domain: domain.clone(), changes: vec![change] };
         let receipt = self.lanes.write(self.databases.control_lane(), write).await?;
         for result in receipt.results {

@@ -44,7 +44,8 @@ pub(crate) struct AccountAuthenticator {
     cache: VerifiedCache,
     lockout: Lockout,
     digests: Digests,
-    keeps_digests: bool,
+    /// Whether what digest authentication needs of new passwords is kept.
+    pub(crate) keeps_digests: bool,
     verifiers: Semaphore,
     clock: Arc<dyn Clock>,
 }

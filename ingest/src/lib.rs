@@ -176,7 +176,6 @@ impl Ingest {
             lanes: Arc::clone(&self.lanes),
             domains: Arc::clone(&self.domains),
             auth: Arc::clone(&self.auth),
-            keeps_digest: self.config.digest,
         }
     }
 

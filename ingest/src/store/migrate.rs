@@ -36,20 +36,24 @@ const SHARDED: &[(&str, &str, &str)] = &[
     ("ledger_transactions", "shard", "case_id"),
 ];
 
-/// Ids whose shards are filled in at a time.
-const FILLED: i64 = 10_000;
+/// Fetches the ids whose shards are filled in next.
+const FETCH: &str = "FETCH FORWARD 100000 FROM unsharded";
 
 /// Fills in the shards of rows that were written before there were any. Begun again, it goes on where it ended.
 async fn fill_shards(client: &Client) -> Result<(), tokio_postgres::Error> {
     for (table, column, id) in SHARDED {
-        let missing =
-            format!("SELECT DISTINCT {id} FROM {table} WHERE {column} IS NULL AND {id} IS NOT NULL LIMIT {FILLED}");
+        // Kept beside the updates, so that the table is searched once.
+        let missing = format!(
+            "DECLARE unsharded CURSOR WITH HOLD FOR \
+             SELECT DISTINCT {id} FROM {table} WHERE {column} IS NULL AND {id} IS NOT NULL"
+        );
         let fill = format!(
             "UPDATE {table} t SET {column} = u.shard FROM unnest($1::text[], $2::smallint[]) AS u(id, shard) \
              WHERE t.{id} = u.id AND t.{column} IS NULL"
         );
+        client.batch_execute(&missing).await?;
         loop {
-            let rows = client.query(&missing, &[]).await?;
+            let rows = client.query(FETCH, &[]).await?;
             let ids = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
             if ids.is_empty() {
                 break;
@@ -57,6 +61,7 @@ async fn fill_shards(client: &Client) -> Result<(), tokio_postgres::Error> {
             let shards: Vec<i16> = ids.iter().map(|id| document_shard(id)).collect();
             client.execute(&fill, &[&ids, &shards]).await?;
         }
+        client.batch_execute("CLOSE unsharded").await?;
     }
     Ok(())
 }

@@ -422,23 +422,26 @@ fn account(
     let is_web_user = change.kind == DocKind::WebUser;
     let username = if is_web_user { name.to_owned() } else { worker_login(name, domain) };
     let id = change.id.as_str();
-    let named = world.names.get(&username);
-    if named.is_some_and(|login| login.account_id != id) {
+    if world.names.get(&username).is_some_and(|login| login.account_id != id) {
         return Err(WriteError::Conflict(format!("user name `{username}` is taken")));
     }
-    let is_own = named.is_some();
-    if is_web_user && is_own && change.password_hash.is_some() {
+    let present = world.accounts.get(id);
+    if is_web_user && present.is_some() && change.password_hash.is_some() {
         // They may enter other domains, whose administrators did not ask for this.
         return Err(WriteError::Invalid(format!("`{username}` has an account; its password is not set here")));
     }
+    // A mobile worker may be renamed; nobody's account becomes that of a person of the other kind.
     let foreign = |login: &Login| match is_web_user {
-        true => !is_own,
-        false => !login.domains.iter().any(|other| other == domain.as_str()),
+        true => login.username != username,
+        false => {
+            !login.username.ends_with(WORKER_SUFFIX) || !login.domains.iter().any(|other| other == domain.as_str())
+        }
     };
-    if world.accounts.get(id).is_some_and(foreign) {
+    if present.is_some_and(foreign) {
         return Err(WriteError::Conflict(format!("user id `{id}` is taken")));
     }
-    let login = Login { account_id: id.to_owned(), domains: vec![domain.as_str().to_owned()] };
+    let (account_id, domains) = (id.to_owned(), vec![domain.as_str().to_owned()]);
+    let login = Login { account_id, username: username.clone(), domains };
     world.names.insert(username.clone(), login.clone());
     world.accounts.insert(id.to_owned(), login);
     let is_active = document.get("is_active").and_then(Value::as_bool).unwrap_or(true) || is_web_user;
@@ -549,16 +552,25 @@ mod tests {
         let mut world = World::default();
         world.names.insert(
             "taken@demo.commcarehq.org".to_owned(),
-            Login { account_id: "other".to_owned(), domains: vec!["demo".to_owned()] },
+            Login {
+                account_id: "other".to_owned(),
+                username: "taken@demo.commcarehq.org".to_owned(),
+                domains: vec!["demo".to_owned()],
+            },
         );
-        world
-            .accounts
-            .insert("foreign".to_owned(), Login { account_id: "foreign".to_owned(), domains: vec!["else".to_owned()] });
+        for (id, username, domain) in
+            [("foreign", "f@else.commcarehq.org", "else"), ("chief", "chief@example.org", "demo")]
+        {
+            let login =
+                Login { account_id: id.to_owned(), username: username.to_owned(), domains: vec![domain.to_owned()] };
+            world.accounts.insert(id.to_owned(), login);
+        }
         let results = run(
             &mut world,
             vec![
                 change(DocKind::User, "a", json!({"username": "taken"}), Presence::Any),
                 change(DocKind::User, "foreign", json!({"username": "b"}), Presence::Any),
+                change(DocKind::User, "chief", json!({"username": "b"}), Presence::Any),
                 change(DocKind::User, "c", json!({"username": "a b"}), Presence::Any),
                 change(DocKind::User, "d", json!({"username": "d", "is_active": "yes"}), Presence::Any),
                 change(DocKind::User, "e", json!({}), Presence::Existing),
@@ -571,7 +583,7 @@ mod tests {
         let invalid = Some(std::mem::discriminant(&WriteError::Invalid(String::new())));
         let conflict = Some(std::mem::discriminant(&WriteError::Conflict(String::new())));
         let missing = Some(std::mem::discriminant(&WriteError::NotFound(String::new())));
-        assert_eq!(kinds, [conflict, conflict, invalid, invalid, missing, invalid, invalid, None]);
+        assert_eq!(kinds, [conflict, conflict, conflict, invalid, invalid, missing, invalid, invalid, None]);
         assert_eq!(world.changes.documents, 1);
     }
 

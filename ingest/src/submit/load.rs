@@ -411,7 +411,7 @@ async fn load_directory(connection: &mut Connection, jobs: &[Job], world: &mut W
         let mut by_name = HashMap::new();
         for row in &rows {
             let (id, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-            let login = Login { account_id: id.clone(), domains: row.try_get(2)? };
+            let login = Login { account_id: id.clone(), username: name.clone(), domains: row.try_get(2)? };
             by_name.insert(name, login.clone());
             world.accounts.insert(id, login);
         }

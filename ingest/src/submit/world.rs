@@ -34,6 +34,8 @@ use crate::{
 pub(crate) struct Login {
     /// The account.
     pub account_id: String,
+    /// Its name, a mobile worker's in full.
+    pub username: String,
     /// Its domains.
     pub domains: Vec<String>,
 }

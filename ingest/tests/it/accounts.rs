@@ -167,6 +167,12 @@ async fn web_users_are_documents_of_each_of_their_domains_in_a_lane_of_their_own
     let changed = service.call("PUT", &format!("{path}{id}/"), r#"{"last_name": "D"}"#).await;
     assert_eq!(changed.status, StatusCode::OK, "{changed:?}");
 
+    // Nor does their account become a mobile worker's, which would open their other domains to whoever sets its password.
+    let worker = json!({"id": id, "username": "x", "password": "mine"}).to_string();
+    let taken = service.call("POST", "/a/demo/api/v0.5/user/", worker).await;
+    assert_eq!(taken.status, StatusCode::CONFLICT, "{taken:?}");
+    assert!(auth.authenticate(&other, &chief).await.is_ok());
+
     let gone = service.call("DELETE", &format!("{path}{id}/"), "").await;
     assert_eq!(gone.status, StatusCode::NO_CONTENT, "{gone:?}");
     assert!(auth.authenticate(&demo(), &chief).await.is_err());

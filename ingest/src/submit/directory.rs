@@ -76,7 +76,9 @@ fn apply_one(
     };
     match (change.kind, &document) {
         (DocKind::User | DocKind::WebUser, Some(document)) => account(world, domain, change, document)?,
-        (DocKind::WebUser, None) => world.changes.leaving.push((change.id.clone(), domain.clone())),
+        (DocKind::WebUser, None) => {
+            world.changes.memberships.insert((change.id.clone(), domain.clone()), None);
+        }
         // Who is gone can no longer sign in, and is told so.
         (DocKind::User, None) => {
             let mut gone = world.directory.get(&key).cloned().unwrap_or_default();
@@ -449,7 +451,7 @@ fn account(
         true => granted(document).unwrap_or_default(),
         false => vec!["submit"],
     };
-    let permissions = permissions.into_iter().map(str::to_owned).collect();
+    world.changes.memberships.insert((change.id.clone(), domain.clone()), Some(permissions));
     let before = world.changes.accounts.remove(&change.id);
     let sent = match &change.action {
         Action::Merge { fields, .. } if change.keeps_digest => fields.get("password").and_then(Value::as_str),
@@ -460,7 +462,7 @@ fn account(
         (None, Some(before)) => (before.password_hash, before.digest_hash),
         (hash, _) => (hash.clone(), digest_hash),
     };
-    let row = AccountWrite { domain: domain.clone(), username, password_hash, digest_hash, is_active, permissions };
+    let row = AccountWrite { username, password_hash, digest_hash, is_active };
     world.changes.accounts.insert(change.id.clone(), row);
     Ok(())
 }
@@ -545,6 +547,27 @@ mod tests {
         assert_eq!(world.changes.records.len(), 1);
         assert_eq!(world.changes.documents, 3, "each document once in a record");
         assert_eq!(world.changes.accounts[&DocId::new("u").unwrap()].username, "asha@demo.commcarehq.org");
+    }
+
+    #[test]
+    fn a_web_user_may_enter_and_leave_several_domains_in_one_group() {
+        let mut world = World::default();
+        let id = DocId::new("chief").unwrap();
+        let join = || {
+            let fields = json!({"username": "chief@example.org", "permissions": ["submit"]});
+            change(DocKind::WebUser, "chief", fields, Presence::Any)
+        };
+        let leave = || DirectoryChange { action: Action::Delete, ..join() };
+        let domain = |name: &str| DomainId::new(name).unwrap();
+        for (name, change) in
+            [("a", join()), ("b", join()), ("a", leave()), ("a", join()), ("c", join()), ("c", leave())]
+        {
+            let (results, _) = apply(&mut world, &DirectoryWrite { domain: domain(name), changes: vec![change] });
+            assert!(results[0].is_ok(), "{name} {results:?}");
+        }
+        let of = |name: &str| world.changes.memberships[&(id.clone(), domain(name))].clone();
+        assert_eq!([of("a"), of("b"), of("c")], [Some(vec!["submit"]), Some(vec!["submit"]), None]);
+        assert_eq!(world.changes.accounts.len(), 1);
     }
 
     #[test]

@@ -238,9 +238,7 @@ pub(crate) struct DirectoryRow {
 /// Sign-in of a mobile worker.
 #[derive(Debug)]
 pub(crate) struct AccountWrite {
-    /// Domain.
-    pub domain: DomainId,
-    /// Name with domain.
+    /// Name, a mobile worker's in full.
     pub username: String,
     /// A new password's hash.
     pub password_hash: Option<String>,
@@ -248,8 +246,6 @@ pub(crate) struct AccountWrite {
     pub digest_hash: Option<String>,
     /// Whether they may sign in.
     pub is_active: bool,
-    /// Names of what they may do in the domain.
-    pub permissions: Vec<String>,
 }
 
 /// A change record without its number.
@@ -300,8 +296,8 @@ pub(crate) struct Changes {
     pub directory: BTreeMap<(DomainId, DocKind, DocId), DirectoryRow>,
     /// Accounts by id.
     pub accounts: BTreeMap<DocId, AccountWrite>,
-    /// Accounts that leave a domain.
-    pub leaving: Vec<(DocId, DomainId)>,
+    /// Names of what accounts may do in a domain; none: they leave it.
+    pub memberships: BTreeMap<(DocId, DomainId), Option<Vec<&'static str>>>,
 }
 
 impl Changes {

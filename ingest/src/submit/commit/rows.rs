@@ -595,16 +595,20 @@ pub(super) fn directory_rows<'a>(rows: &mut Vec<Rows<'a>>, changes: &'a Changes,
                 column(accounts.values(), |account| account.digest_hash.as_deref()),
             ],
         ));
+    }
+    let entering = || changes.memberships.iter().filter_map(|(key, permissions)| Some((key, permissions.as_ref()?)));
+    if entering().next().is_some() {
         let columns = vec![
-            column(accounts.keys(), DocId::as_str),
-            column(accounts.values(), |account| account.domain.as_str()),
-            column(accounts.values(), |account| account.permissions.join(",")),
+            column(entering(), |((id, _), _)| id.as_str()),
+            column(entering(), |((_, domain), _)| domain.as_str()),
+            column(entering(), |(_, permissions)| permissions.join(",")),
         ];
         rows.push((directory::UPSERT_MEMBERSHIPS, columns));
     }
-    let leaving = &changes.leaving;
-    if !leaving.is_empty() {
-        let columns = vec![column(leaving, |(id, _)| id.as_str()), column(leaving, |(_, domain)| domain.as_str())];
+    let leaving = || changes.memberships.iter().filter(|(_, permissions)| permissions.is_none());
+    if leaving().next().is_some() {
+        let columns =
+            vec![column(leaving(), |((id, _), _)| id.as_str()), column(leaving(), |((_, domain), _)| domain.as_str())];
         rows.push((directory::DELETE_MEMBERSHIPS, columns));
     }
 }

@@ -69,7 +69,12 @@ impl Wanted {
                         wanted.cases.insert(id.clone());
                     }
                 },
-                Job::Directory { write, .. } => wanted.locks.directory(&write.domain),
+                Job::Directory { write, .. } => {
+                    wanted.locks.directory(&write.domain);
+                    if write.changes.iter().any(|change| change.kind == DocKind::WebUser) {
+                        wanted.locks.web_users();
+                    }
+                }
             }
         }
         for id in extra {

@@ -66,6 +66,11 @@ impl LockSet {
         self.0.insert(number(3, &[domain.as_str()]), Mode::Exclusive);
     }
 
+    /// The accounts of web users, all at once: they enter many domains, and their writes are rare.
+    pub(crate) fn web_users(&mut self) {
+        self.0.insert(number(4, &[]), Mode::Exclusive);
+    }
+
     /// True if the case is locked for a change.
     pub(crate) fn holds_case(&self, id: &CaseId) -> bool {
         self.0.get(&number(2, &[id.as_str()])) == Some(&Mode::Exclusive)

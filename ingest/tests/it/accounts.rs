@@ -186,6 +186,26 @@ async fn web_users_are_documents_of_each_of_their_domains_in_a_lane_of_their_own
 }
 
 #[tokio::test]
+async fn one_of_many_gets_a_name_that_all_ask_for_at_once() {
+    let service = start().await;
+    let accounts = service.ingest.accounts();
+    let domains: Vec<DomainId> = (0..8).map(|n| DomainId::new(&format!("d{n}")).unwrap()).collect();
+    for domain in &domains {
+        accounts.create_domain(domain).await.unwrap();
+    }
+    let secret = Secret("pw".to_owned());
+    let made = domains.iter().map(|domain| accounts.create_web_user("chief", &secret, domain, &[Permission::Submit]));
+    let made = futures::future::join_all(made).await;
+    assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 1, "{made:?}");
+    let joined = domains.iter().map(|domain| accounts.join("chief", domain, &[Permission::Submit]));
+    for joined in futures::future::join_all(joined).await {
+        joined.unwrap();
+    }
+    let sql = "SELECT count(*) FROM memberships m JOIN accounts a ON a.id = m.account_id WHERE a.username = 'chief'";
+    assert_eq!(service.number(sql).await, 8);
+}
+
+#[tokio::test]
 async fn an_import_reports_every_row_and_updates_what_exists() {
     let service = start().await;
     let places = "{\"location_id\":\"s\",\"name\":\"S\",\"location_type\":\"state\"}\n\

@@ -62,6 +62,9 @@ free_port() {
     die "no free port found between 20000 and 32000"
 }
 
+# A random identifier in the shape that Kafka wants. Its first character is fixed: a leading dash would be taken for an option.
+cluster_id() { echo "M$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=' | tail -c +2)"; }
+
 running() {
     [ -f "$1/pid" ] && kill -0 "$(cat "$1/pid")" 2>/dev/null &&
         tr '\0' ' ' <"/proc/$(cat "$1/pid")/cmdline" 2>/dev/null | grep -q 'kafka\.Kafka'
@@ -138,7 +141,7 @@ start() {
             controller=$(free_port)
             [ "$port" != "$controller" ] || controller=$((port + 1))
             configure "$state" "$port" "$controller"
-            (run_java "$state" kafka.tools.StorageTool format -t "$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=')" \
+            (run_java "$state" kafka.tools.StorageTool format -t "$(cluster_id)" \
                 -c "$state/server.properties") >>"$state/kafka.log" 2>&1 ||
                 die "could not format $state/data, see $state/kafka.log"
             echo "$port" >"$state/port"

@@ -27,6 +27,7 @@ use udf::{
 };
 
 use crate::{
+    checkpoint::{KeptTable, State, ViewKey},
     table::TableWriter,
     view::{Command, DOCUMENT_TABLES, Instance, Logic, RowLogic, ViewNo, documents, view_errors},
 };
@@ -35,8 +36,6 @@ use crate::{
 fn no_errors() -> Table {
     Table { index: None, ..TableWriter::new(Arc::new(view_errors()), Some(3)).publish() }
 }
-
-type DefinitionKey = (DomainId, DocKind, String);
 
 /// A definition and its instances.
 #[derive(Default)]
@@ -67,7 +66,7 @@ struct Errors {
 /// All definitions and instances of all domains.
 #[derive(Default)]
 pub(crate) struct Catalog {
-    definitions: BTreeMap<DefinitionKey, Definition>,
+    definitions: BTreeMap<ViewKey, Definition>,
     /// Named expressions and filters of each domain.
     registries: HashMap<DomainId, Registry>,
     instances: HashMap<ViewNo, Installed>,
@@ -78,6 +77,10 @@ pub(crate) struct Catalog {
     /// Newer versions of published tables, by their place.
     newer: BTreeMap<DomainId, Vec<(usize, Arc<Table>)>>,
     published: HashMap<DomainId, Arc<DomainTables>>,
+    /// Definitions, named expressions and filters as they were put, for a checkpoint.
+    texts: BTreeMap<ViewKey, Arc<str>>,
+    /// Tables of a checkpoint that wait for their definitions.
+    kept: HashMap<ViewKey, KeptTable>,
 }
 
 impl Catalog {
@@ -111,9 +114,16 @@ impl Catalog {
     ) -> ViewNo {
         self.last += 1;
         let no = ViewNo(self.last);
+        let kept = match &logic {
+            Logic::Rows(rows) => self.kept.remove(&(domain.clone(), rows.definition(), id.to_owned())),
+            Logic::Groups { .. } => None,
+        };
         let instance =
             Arc::new(Instance { no, domain: domain.clone(), id: id.to_owned(), logic, schema, stamp_column });
-        commands.push(Command::Install(Arc::clone(&instance)));
+        commands.push(match kept {
+            Some(kept) => Command::Restore(Arc::clone(&instance), Arc::new(kept)),
+            None => Command::Install(Arc::clone(&instance)),
+        });
         let installed = Installed {
             instance,
             complete: false,
@@ -137,11 +147,15 @@ impl Catalog {
         document: Option<&str>,
     ) -> Vec<Command> {
         let mut commands = self.domain(domain);
+        let key = (domain.clone(), kind, id.to_owned());
+        match document {
+            Some(text) => self.texts.insert(key.clone(), text.into()),
+            None => self.texts.remove(&key),
+        };
         if let Some(kind) = NameKind::of(kind) {
             self.name(domain, kind, id, document, &mut commands);
             return commands;
         }
-        let key = (domain.clone(), kind, id.to_owned());
         let Some(text) = document else {
             self.drop_view(&key, &mut commands);
             return commands;
@@ -183,14 +197,14 @@ impl Catalog {
             let newest = definition.building.or(definition.live);
             of == domain && *kind == DocKind::DataSource && (definition.failed.is_some() || newest.is_some_and(uses))
         });
-        let concerned: Vec<DefinitionKey> = concerned.map(|(key, _)| key.clone()).collect();
+        let concerned: Vec<ViewKey> = concerned.map(|(key, _)| key.clone()).collect();
         for key in concerned {
             self.dirty.insert(domain.clone());
             self.build_source(&key, commands);
         }
     }
 
-    fn build_source(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
+    fn build_source(&mut self, key: &ViewKey, commands: &mut Vec<Command>) {
         let (domain, _, id) = key;
         let Some(document) = self.definitions.get(key).map(|definition| definition.document.clone()) else { return };
         let named = self.registries.entry(domain.clone()).or_default();
@@ -216,7 +230,7 @@ impl Catalog {
         let table = table_id(&document);
         self.set_building(key, built, commands);
         // Whatever reads this table is built again on its new rows; what waited for it is tried again.
-        let readers: Vec<DefinitionKey> = self
+        let readers: Vec<ViewKey> = self
             .definitions
             .iter()
             .filter(|((of, kind, _), definition)| {
@@ -233,7 +247,7 @@ impl Catalog {
         }
     }
 
-    fn build_groups(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
+    fn build_groups(&mut self, key: &ViewKey, commands: &mut Vec<Command>) {
         let (domain, _, id) = key;
         let Some(document) = self.definitions.get(key).map(|definition| definition.document.clone()) else { return };
         let schema_of = |table: &str| {
@@ -264,7 +278,7 @@ impl Catalog {
     }
 
     /// Makes a new instance the one being built, in place of one that was.
-    fn set_building(&mut self, key: &DefinitionKey, built: Result<ViewNo, String>, commands: &mut Vec<Command>) {
+    fn set_building(&mut self, key: &ViewKey, built: Result<ViewNo, String>, commands: &mut Vec<Command>) {
         let definition = self.definitions.entry(key.clone()).or_default();
         let (building, failed) = match built {
             Ok(no) => (Some(no), None),
@@ -290,13 +304,13 @@ impl Catalog {
             .find_map(|(_, definition)| definition.building.or(definition.live))
     }
 
-    fn drop_view(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
+    fn drop_view(&mut self, key: &ViewKey, commands: &mut Vec<Command>) {
         self.drop_instances(key, "it has been deleted", commands);
         self.definitions.remove(key);
     }
 
     /// Takes a view's tables away, and those of the aggregate views that read them.
-    fn drop_instances(&mut self, key: &DefinitionKey, why: &str, commands: &mut Vec<Command>) {
+    fn drop_instances(&mut self, key: &ViewKey, why: &str, commands: &mut Vec<Command>) {
         let Some(definition) = self.definitions.get_mut(key) else { return };
         let gone: Vec<ViewNo> = definition.live.take().into_iter().chain(definition.building.take()).collect();
         definition.failed = Some(why.to_owned());
@@ -324,6 +338,43 @@ impl Catalog {
             self.dirty.insert(installed.instance.domain.clone());
             commands.push(Command::Retire(no));
         }
+    }
+
+    /// Takes in the views of a checkpoint. Tables are used as they are where only the document itself decides a row: a table
+    /// whose rows read other documents is built anew, for who asked for what is not kept, and so is one that reads a clock
+    /// that stands at another day.
+    pub(crate) fn restore(&mut self, state: State, today: i64) -> Vec<Command> {
+        let mut commands = Vec::new();
+        self.kept = state.tables.into_iter().collect();
+        let day_differs = state.day != today;
+        let names = state.definitions.iter().filter(|((_, kind, _), _)| NameKind::of(*kind).is_some());
+        let views = state.definitions.iter().filter(|((_, kind, _), _)| NameKind::of(*kind).is_none());
+        for ((domain, kind, id), text) in names.chain(views) {
+            let key = (domain.clone(), *kind, id.clone());
+            if self.kept.contains_key(&key) {
+                let named = self.registries.entry(domain.clone()).or_default();
+                let source = DataSource::compile_in(&serde_json::from_str(text).unwrap_or(Value::Null), named);
+                let needs_more =
+                    |source: DataSource| !source.demands().is_empty() || (day_differs && source.reads_clock());
+                if source.map_or(true, needs_more) {
+                    self.kept.remove(&key);
+                }
+            }
+            commands.extend(self.define(domain, *kind, id, Some(text)));
+        }
+        let domains: BTreeSet<DomainId> = self.kept.keys().map(|(domain, ..)| domain.clone()).collect();
+        for domain in domains {
+            commands.extend(self.domain(&domain));
+        }
+        self.kept.clear();
+        commands
+    }
+
+    /// Definitions as they were put, and the key of each view whose table is as its definition says.
+    pub(crate) fn keep(&self) -> (Vec<(ViewKey, Arc<str>)>, HashMap<ViewNo, ViewKey>) {
+        let texts = self.texts.iter().map(|(key, text)| (key.clone(), Arc::clone(text))).collect();
+        let settled = self.definitions.iter().filter(|(_, d)| d.building.is_none() && d.failed.is_none());
+        (texts, settled.filter_map(|(key, definition)| Some((definition.live?, key.clone()))).collect())
     }
 
     /// Commands that evaluate every view that reads the clock once more.

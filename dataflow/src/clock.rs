@@ -10,13 +10,14 @@ use std::{
 
 use schemas::{
     port::Clock,
-    position::{Frontier, Tick},
+    position::{Frontier, Stamp, Tick},
     table::Snapshot,
 };
 use tokio::sync::mpsc;
 
 use crate::{
     catalog::Catalog,
+    checkpoint::{Keeper, KeptDocument, State},
     document::{Arriving, Content, Record},
     error::DataflowError,
     metrics::Metrics,
@@ -27,6 +28,10 @@ use crate::{
 /// What the sources tell the clock.
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// Documents of a checkpoint.
+    Kept(Vec<KeptDocument>),
+    /// Everything else of a checkpoint, behind its documents.
+    Restored(Box<State>),
     /// Documents of the scan of the primary store.
     Documents(Vec<Arriving>),
     /// The scan is complete and stands at this frontier.
@@ -68,10 +73,11 @@ pub(crate) struct TickClock<R> {
     sources_seen_at: i64,
     /// True from when a lane could not be read until all could.
     stalled: bool,
+    keeper: Option<Keeper>,
 }
 
 impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
-    pub(crate) fn new(run_tick: R, publisher: Arc<Publisher>, wall: Arc<dyn Clock>, metrics: Metrics) -> Self {
+    pub(crate) fn new(run_tick: R, publisher: Arc<Publisher>, wall: Arc<dyn Clock>, keeper: Option<Keeper>) -> Self {
         let now = wall.now_micros();
         // A new engine goes on counting where the last one of this process stopped, so that snapshots keep their order.
         let tick = publisher.snapshot().tick;
@@ -79,7 +85,7 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
             run_tick,
             publisher,
             wall,
-            metrics,
+            metrics: Metrics::new(),
             catalog: Catalog::default(),
             tick,
             frontier: Frontier::default(),
@@ -91,6 +97,7 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
             last_live: Instant::now(),
             sources_seen_at: now,
             stalled: false,
+            keeper,
         }
     }
 
@@ -124,6 +131,15 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
         let mut scan_done = None;
         while let Some(event) = next.take() {
             match event {
+                Event::Kept(documents) => {
+                    records += documents.len();
+                    batch.kept.extend(documents);
+                }
+                Event::Restored(state) => {
+                    self.tick = self.tick.max(state.tick);
+                    self.stamp = self.stamp.max(state.stamp.0);
+                    batch.commands.extend(self.catalog.restore(*state, self.day));
+                }
                 Event::Documents(documents) => {
                     records += documents.len();
                     for document in documents {
@@ -151,7 +167,7 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
                 }
                 Event::Stalled => self.stalled = true,
             }
-            if scan_done.is_none() && batch.documents.len() < MAX_BATCH {
+            if scan_done.is_none() && batch.documents.len() + batch.kept.len() < MAX_BATCH {
                 next = events.try_recv().ok();
             }
         }
@@ -159,7 +175,14 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
             self.day = day(batch.now);
             batch.commands.extend(self.catalog.revisit());
         }
-        if records > 0 || !batch.commands.is_empty() || self.walking {
+        let changes = records > 0 || !batch.commands.is_empty();
+        if let Some(keeper) = self.keeper.as_mut().filter(|_| self.scanned) {
+            if changes {
+                keeper.changed();
+            }
+            batch.slice = if self.publisher.ready() { keeper.ask() } else { None };
+        }
+        if changes || self.walking || batch.slice.is_some() {
             self.run_batch(batch, records)?;
         }
         if let Some(frontier) = scan_done {
@@ -214,6 +237,22 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
         self.walking = report.walking;
         self.catalog.tables(report.published.tables, report.published.errors);
         self.catalog.progress(&report.progress, &report.completed);
+        if let (Some(keeper), Some(kept)) = (&mut self.keeper, report.kept) {
+            keeper.documents(kept.documents);
+            if let Some(tables) = kept.tables {
+                let (definitions, keys) = self.catalog.keep();
+                let tables = tables.into_iter().filter_map(|(no, table)| Some((keys.get(&no)?.clone(), table)));
+                keeper.end(State {
+                    tick: self.tick,
+                    stamp: Stamp(self.stamp),
+                    day: self.day,
+                    frontier: self.frontier.clone(),
+                    documents: kept.held,
+                    definitions,
+                    tables: tables.collect(),
+                });
+            }
+        }
         Ok(report.walked)
     }
 

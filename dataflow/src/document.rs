@@ -18,6 +18,8 @@ use schemas::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::checkpoint::KeptDocument;
+
 /// Which document.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct DocKey {
@@ -113,6 +115,8 @@ struct Entry {
     /// `None` once the document is gone for good; the stamp of its end keeps late repeats out.
     version: Option<Version>,
     stamp: Stamp,
+    /// It has changed since it was last taken for a checkpoint.
+    is_new: bool,
 }
 
 /// The documents of one worker.
@@ -121,6 +125,8 @@ pub(crate) struct Documents {
     entries: Vec<Entry>,
     slots: HashMap<DocKey, Slot>,
     kinds: HashMap<(DomainId, DocKind), Vec<Slot>>,
+    /// Those that have changed since they were last taken for a checkpoint.
+    new: Vec<Slot>,
 }
 
 impl Documents {
@@ -131,18 +137,66 @@ impl Documents {
 
     /// Replaces a document and returns the version before, or `None` if what is held is as new (a repeated record).
     pub(crate) fn upsert(&mut self, key: &DocKey, stamp: Stamp, version: Option<Version>) -> Option<Option<Version>> {
-        if let Some(entry) = self.slots.get(key).and_then(|slot| self.entries.get_mut(*slot)) {
+        if let Some(slot) = self.slots.get(key)
+            && let Some(entry) = self.entries.get_mut(*slot)
+        {
             if entry.stamp >= stamp {
                 return None;
             }
             entry.stamp = stamp;
+            if !std::mem::replace(&mut entry.is_new, true) {
+                self.new.push(*slot);
+            }
             return Some(std::mem::replace(&mut entry.version, version));
         }
+        self.new.push(self.entries.len());
+        self.add(key.clone(), stamp, version, true);
+        Some(None)
+    }
+
+    fn add(&mut self, key: DocKey, stamp: Stamp, version: Option<Version>, is_new: bool) {
         let slot = self.entries.len();
         self.kinds.entry((key.domain.clone(), key.kind)).or_default().push(slot);
         self.slots.insert(key.clone(), slot);
-        self.entries.push(Entry { key: key.clone(), version, stamp });
-        Some(None)
+        self.entries.push(Entry { key, version, stamp, is_new });
+    }
+
+    /// Puts back a document of a checkpoint, unless a newer version is there.
+    pub(crate) fn restore(&mut self, document: KeptDocument) {
+        let KeptDocument { key, stamp, version } = document;
+        match self.slots.get(&key).and_then(|slot| self.entries.get_mut(*slot)) {
+            Some(entry) if entry.stamp < stamp => (entry.stamp, entry.version) = (stamp, version),
+            Some(_) => {}
+            None => self.add(key, stamp, version, false),
+        }
+    }
+
+    /// Takes at most `most` of the documents that have changed since they were last taken.
+    pub(crate) fn take_new(&mut self, most: usize) -> Vec<KeptDocument> {
+        let rest = self.new.len().saturating_sub(most);
+        let mut taken = Vec::with_capacity(self.new.len() - rest);
+        for slot in self.new.drain(rest..) {
+            let Some(Entry { key, version, stamp, is_new }) = self.entries.get_mut(slot) else { continue };
+            *is_new = false;
+            taken.push(KeptDocument { key: key.clone(), stamp: *stamp, version: version.clone() });
+        }
+        taken
+    }
+
+    /// Number of documents that have changed since they were last taken.
+    pub(crate) const fn new_count(&self) -> usize {
+        self.new.len()
+    }
+
+    /// Lets every document count as changed.
+    pub(crate) fn all_new(&mut self) {
+        self.new = (0..self.entries.len()).collect();
+        self.entries.iter_mut().for_each(|entry| entry.is_new = true);
+    }
+
+    /// Number of documents, those that are gone included.
+    pub(crate) const fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// Number of slots of a kind in a domain, including those of documents that are gone.

@@ -7,8 +7,8 @@ use std::{
 
 use async_trait::async_trait;
 use schemas::{
-    port::{Bootstrap, Clock, SourceError, SourceEvent, ViewReader, WaitError},
-    position::Position,
+    port::{Bootstrap, CheckpointStore, Clock, SourceError, SourceEvent, ViewReader, WaitError},
+    position::{Frontier, Position},
     table::Snapshot,
 };
 use tokio::{
@@ -17,11 +17,11 @@ use tokio::{
 };
 
 use crate::{
+    checkpoint::{CheckpointError, Keeper, Reader, Writer},
     clock::{Event, TickClock},
     config::DataflowConfig,
     document::{Arriving, Record},
     error::DataflowError,
-    metrics::Metrics,
     snapshot::Publisher,
     worker::{Engine, TickBatch},
 };
@@ -38,15 +38,30 @@ pub struct Dataflow {
 }
 
 impl Dataflow {
-    /// Starts reading: a scan of the primary store first, then the change log behind it. Returns at once;
-    /// [`ViewReader::ready`] tells when the first complete snapshot is published.
+    /// Starts reading: the newest checkpoint, or else a scan of the primary store, then the change log behind it. Returns at
+    /// once; [`ViewReader::ready`] tells when the first complete snapshot is published. Without `checkpoints` none are read or
+    /// written.
     ///
     /// Must be called inside a tokio runtime, whose threads wait for the sources; ticks run on threads of their own.
     #[must_use]
-    pub fn start(config: DataflowConfig, bootstrap: Arc<dyn Bootstrap>, clock: Arc<dyn Clock>) -> Arc<Self> {
+    pub fn start(
+        config: DataflowConfig,
+        bootstrap: Arc<dyn Bootstrap>,
+        checkpoints: Option<Arc<dyn CheckpointStore>>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
         let publisher = Arc::new(Publisher::new());
         let (stop, stopped) = watch::channel(false);
-        let supervisor = Supervisor { config, bootstrap, clock, publisher: Arc::clone(&publisher), stopped };
+        let checkpoints = checkpoints.filter(|_| config.checkpoint_interval_ms > 0);
+        let supervisor = Supervisor {
+            config,
+            bootstrap,
+            checkpoints,
+            usable: true,
+            clock,
+            publisher: Arc::clone(&publisher),
+            stopped,
+        };
         let running = tokio::spawn(supervisor.run());
         Arc::new(Self { publisher, stop, running: tokio::sync::Mutex::new(Some(running)) })
     }
@@ -82,6 +97,9 @@ impl ViewReader for Dataflow {
 struct Supervisor {
     config: DataflowConfig,
     bootstrap: Arc<dyn Bootstrap>,
+    checkpoints: Option<Arc<dyn CheckpointStore>>,
+    /// False once an engine that started from the checkpoint failed: the next one starts from the primary store.
+    usable: bool,
     clock: Arc<dyn Clock>,
     publisher: Arc<Publisher>,
     stopped: watch::Receiver<bool>,
@@ -91,22 +109,36 @@ impl Supervisor {
     async fn run(mut self) {
         let mut pause = RETRY.0;
         while !*self.stopped.borrow() {
-            let (events, receiver) = mpsc::channel(self.config.queue.max(1));
-            let threads = self.threads(receiver);
             let mut stopped = self.stopped.clone();
+            let opened = tokio::select! {
+                opened = self.open_checkpoint() => opened,
+                _ = stopped.wait_for(|stopped| *stopped) => return,
+            };
+            let Opened { reader, keeper, writing } = opened;
+            let (events, receiver) = mpsc::channel(self.config.queue.max(1));
+            let threads = self.threads(receiver, keeper);
             let ended = tokio::select! {
-                ended = self.pump(&events) => ended,
+                ended = self.pump(&events, reader) => ended,
                 _ = stopped.wait_for(|stopped| *stopped) => Ok(()),
             };
             drop(events);
-            match threads.await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(%error, "the dataflow engine failed and is built anew"),
-                Err(error) => tracing::error!(%error, "the dataflow engine ended early and is built anew"),
+            let ran = match threads.await {
+                Ok(ran) => ran,
+                Err(error) => Err(DataflowError::Worker(error.to_string())),
+            };
+            // The next engine's checkpoints go to the same place.
+            if let Some(writing) = writing
+                && tokio::task::spawn_blocking(move || writing.join()).await.is_err()
+            {
+                tracing::error!("the writer of checkpoints did not end cleanly");
             }
-            if let Err(error) = ended {
-                tracing::warn!(%error, "the dataflow starts again from the primary store");
+            if let Err(error) = &ran {
+                tracing::error!(%error, "the dataflow engine failed and is built anew");
             }
+            if let Err(error) = &ended {
+                tracing::error!(%error, "the dataflow starts again from the primary store");
+            }
+            self.usable = ran.is_ok() && ended.is_ok();
             let wait = tokio::time::timeout(pause, self.stopped.wait_for(|stopped| *stopped)).await;
             if wait.is_ok() {
                 return;
@@ -115,15 +147,46 @@ impl Supervisor {
         }
     }
 
+    /// Opens the newest checkpoint, if it can be used, and starts the writer of the next ones.
+    async fn open_checkpoint(&self) -> Opened {
+        let Some(store) = &self.checkpoints else { return Opened::default() };
+        let identity = loop {
+            match self.bootstrap.identity().await {
+                Ok(identity) => break identity,
+                Err(error) => {
+                    tracing::warn!(%error, "could not reach the primary store; trying again");
+                    tokio::time::sleep(RETRY.1).await;
+                }
+            }
+        };
+        let reader = match Reader::open(Arc::clone(store), &identity).await {
+            Ok(reader) => reader.filter(|_| self.usable),
+            Err(error) => {
+                tracing::error!(%error, "starting from the primary store");
+                None
+            }
+        };
+        let before = reader.as_ref().map(|reader| reader.manifest().clone());
+        let writer = Writer::start(Arc::clone(store), Arc::clone(&self.bootstrap), identity, before);
+        let every = Duration::from_millis(self.config.checkpoint_interval_ms);
+        match writer {
+            Ok((writer, thread)) => Opened { reader, keeper: Some(Keeper::new(writer, every)), writing: Some(thread) },
+            Err(error) => {
+                tracing::error!(%error, "checkpoints cannot be written");
+                Opened { reader, ..Opened::default() }
+            }
+        }
+    }
+
     /// Starts the worker on a thread of its own; the clock runs on it, so that a tick costs no wake-up.
-    fn threads(&self, events: mpsc::Receiver<Event>) -> JoinHandle<Result<(), DataflowError>> {
+    fn threads(&self, events: mpsc::Receiver<Event>, keeper: Option<Keeper>) -> JoinHandle<Result<(), DataflowError>> {
         let (publisher, wall) = (Arc::clone(&self.publisher), Arc::clone(&self.clock));
         tokio::task::spawn_blocking(move || {
             // Timely wants a closure that every worker could share; what is in it is taken by the only worker.
-            let clock = Mutex::new(Some((events, publisher, wall)));
+            let clock = Mutex::new(Some((events, publisher, wall, keeper)));
             let guards = timely::execute(timely::Config::thread(), move |worker| {
                 let taken = clock.lock().unwrap_or_else(PoisonError::into_inner).take();
-                let Some((mut events, publisher, wall)) = taken else { return Ok(()) };
+                let Some((mut events, publisher, wall, keeper)) = taken else { return Ok(()) };
                 let mut engine = Engine::new(worker);
                 let run_tick = |batch: TickBatch| {
                     let mut report = engine.tick(worker, batch);
@@ -132,28 +195,37 @@ impl Supervisor {
                         None => Ok(report),
                     }
                 };
-                TickClock::new(run_tick, publisher, wall, Metrics::new()).follow(&mut events)
+                TickClock::new(run_tick, publisher, wall, keeper).follow(&mut events)
             })
             .map_err(DataflowError::Worker)?;
             guards.join().into_iter().try_for_each(|ended| ended.map_err(DataflowError::Worker)?)
         })
     }
 
-    /// Moves a scan and then the change log into the engine. Ends only with an error, or when the engine is gone.
-    async fn pump(&self, events: &mpsc::Sender<Event>) -> Result<(), SourceError> {
-        let frontier = loop {
-            match self.scan(events).await {
-                Ok(frontier) => break frontier,
-                Err(Pumped::Gone) => return Ok(()),
-                Err(Pumped::Failed { error, sent: false }) => {
-                    tracing::warn!(%error, "could not scan the primary store; trying again");
+    /// Moves a checkpoint or a scan, and then the change log, into the engine. Ends only with an error, or when the engine is
+    /// gone.
+    async fn pump(&self, events: &mpsc::Sender<Event>, reader: Option<Reader>) -> Result<(), PumpError> {
+        let frontier = match reader {
+            Some(reader) => match self.restore(events, reader).await? {
+                Some(frontier) => frontier,
+                None => return Ok(()),
+            },
+            None => match self.scan_until_done(events).await? {
+                Some(frontier) => frontier,
+                None => return Ok(()),
+            },
+        };
+        let mut pause = RETRY.0;
+        let mut source = loop {
+            match self.bootstrap.changes(frontier.clone()).await {
+                Ok(source) => break source,
+                Err(error @ SourceError::Gap { .. }) => return Err(error.into()),
+                Err(error @ SourceError::Unavailable(_)) => {
+                    tracing::warn!(%error, "the change log cannot be opened; trying again");
                     tokio::time::sleep(RETRY.1).await;
                 }
-                Err(Pumped::Failed { error, sent: true }) => return Err(error),
             }
         };
-        let mut source = self.bootstrap.changes(frontier).await?;
-        let mut pause = RETRY.0;
         loop {
             let event = match source.next().await {
                 Ok(SourceEvent::Records(records)) => {
@@ -161,7 +233,7 @@ impl Supervisor {
                 }
                 Ok(SourceEvent::Idle) => Event::Idle,
                 Ok(SourceEvent::Stalled(_)) => Event::Stalled,
-                Err(error @ SourceError::Gap { .. }) => return Err(error),
+                Err(error @ SourceError::Gap { .. }) => return Err(error.into()),
                 Err(error @ SourceError::Unavailable(_)) => {
                     tracing::warn!(%error, "the change log cannot be read; trying again");
                     tokio::time::sleep(pause).await;
@@ -176,7 +248,41 @@ impl Supervisor {
         }
     }
 
-    async fn scan(&self, events: &mpsc::Sender<Event>) -> Result<schemas::position::Frontier, Pumped> {
+    /// Moves a checkpoint into the engine; returns the positions at which it stands, or nothing if the engine is gone.
+    async fn restore(&self, events: &mpsc::Sender<Event>, mut reader: Reader) -> Result<Option<Frontier>, PumpError> {
+        let frontier = reader.frontier();
+        tracing::info!(expected = reader.expected(), %frontier, "reading the checkpoint");
+        while let Some(documents) = reader.next().await? {
+            if events.send(Event::Kept(documents)).await.is_err() {
+                return Ok(None);
+            }
+        }
+        let state = Event::Restored(Box::new(reader.state().await?));
+        for event in [state, Event::ScanDone(frontier.clone())] {
+            if events.send(event).await.is_err() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(frontier))
+    }
+
+    /// Moves a scan into the engine; tries again until a store that cannot be reached can be. Returns the positions at which the
+    /// scan stands, or nothing if the engine is gone.
+    async fn scan_until_done(&self, events: &mpsc::Sender<Event>) -> Result<Option<Frontier>, SourceError> {
+        loop {
+            match self.scan(events).await {
+                Ok(frontier) => return Ok(Some(frontier)),
+                Err(Pumped::Gone) => return Ok(None),
+                Err(Pumped::Failed { error, sent: false }) => {
+                    tracing::warn!(%error, "could not scan the primary store; trying again");
+                    tokio::time::sleep(RETRY.1).await;
+                }
+                Err(Pumped::Failed { error, sent: true }) => return Err(error),
+            }
+        }
+    }
+
+    async fn scan(&self, events: &mpsc::Sender<Event>) -> Result<Frontier, Pumped> {
         let failed = |sent| move |error| Pumped::Failed { error, sent };
         let mut scan = self.bootstrap.scan().await.map_err(failed(false))?;
         let frontier = scan.frontier();
@@ -188,6 +294,23 @@ impl Supervisor {
         events.send(Event::ScanDone(frontier.clone())).await.map_err(|_| Pumped::Gone)?;
         Ok(frontier)
     }
+}
+
+/// What an engine starts with: a checkpoint to start from, and the way to the next ones.
+#[derive(Default)]
+struct Opened {
+    reader: Option<Reader>,
+    keeper: Option<Keeper>,
+    writing: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Why the engine got no more.
+#[derive(Debug, thiserror::Error)]
+enum PumpError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
 }
 
 /// Why a scan ended early.

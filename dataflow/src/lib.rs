@@ -9,6 +9,7 @@
 
 mod aggregate;
 mod catalog;
+mod checkpoint;
 mod clock;
 mod config;
 mod document;

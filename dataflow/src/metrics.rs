@@ -51,3 +51,38 @@ impl Metrics {
         self.errors.set(f64::from(u32::try_from(errors).unwrap_or(u32::MAX)));
     }
 }
+
+/// What is told of checkpoints.
+#[derive(Clone)]
+pub(crate) struct CheckpointMetrics {
+    seconds: Histogram,
+    bytes: Counter,
+    failures: Counter,
+    newest: Gauge,
+}
+
+impl CheckpointMetrics {
+    pub(crate) fn new() -> Self {
+        describe_histogram!("millrace_dataflow_checkpoint_seconds", "Time from a checkpoint's begin to its manifest.");
+        describe_counter!("millrace_dataflow_checkpoint_bytes_total", "Bytes written for checkpoints.");
+        describe_counter!("millrace_dataflow_checkpoint_failures_total", "Checkpoints that could not be written.");
+        describe_gauge!("millrace_dataflow_checkpoint_timestamp_seconds", "When the newest checkpoint was written.");
+        Self {
+            seconds: histogram!("millrace_dataflow_checkpoint_seconds"),
+            bytes: counter!("millrace_dataflow_checkpoint_bytes_total"),
+            failures: counter!("millrace_dataflow_checkpoint_failures_total"),
+            newest: gauge!("millrace_dataflow_checkpoint_timestamp_seconds"),
+        }
+    }
+
+    pub(crate) fn written(&self, took: Duration, bytes: u64) {
+        self.seconds.record(took);
+        self.bytes.increment(bytes);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        self.newest.set(now.unwrap_or_default().as_secs_f64());
+    }
+
+    pub(crate) fn failed(&self) {
+        self.failures.increment(1);
+    }
+}

@@ -5,20 +5,22 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use schemas::{
+    doc::Doc,
     id::DomainId,
-    position::Tick,
+    position::{Stamp, Tick},
     row::{Cell, Row},
     table::Table,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    checkpoint::{Failure, KeptTable},
     error::TableError,
     evaluate::RowChange,
     table::{KeyedRows, TableWriter},
-    view::{Instance, ViewNo, view_errors},
+    view::{Instance, Logic, ViewNo, view_errors},
 };
 
 /// Number of an index over the rows of a table, by some of its columns.
@@ -81,8 +83,10 @@ struct Held {
     domain: DomainId,
     id: String,
     feeds: Vec<Feed>,
-    /// Documents that failed to evaluate.
-    failed: HashSet<Arc<str>>,
+    /// Documents that failed to evaluate: why, and the stamp of the newest document that was read.
+    failed: HashMap<Arc<str>, (Arc<str>, Stamp)>,
+    /// True of rows of documents, false of groups.
+    is_rows: bool,
 }
 
 /// Tables by view, and the error table of each domain.
@@ -110,27 +114,71 @@ impl Tables {
             domain: instance.domain.clone(),
             id: instance.id.clone(),
             feeds: Vec::new(),
-            failed: HashSet::new(),
+            failed: HashMap::new(),
+            is_rows: matches!(instance.logic, Logic::Rows(_)),
         };
         self.held.insert(instance.no, held);
         self.dirty.insert(instance.no);
+    }
+
+    /// Fills the empty table of a view with what a checkpoint held, as far as this worker is at home of it.
+    pub(crate) fn restore(
+        &mut self,
+        tick: Tick,
+        no: ViewNo,
+        kept: &KeptTable,
+        is_ours: impl Fn(&str) -> bool,
+        document: impl Fn(&str) -> Option<Doc>,
+    ) -> Result<(), TableError> {
+        let Some(held) = self.held.get_mut(&no) else { return Ok(()) };
+        held.writer.restore(tick, &kept.segments, &is_ours, document)?;
+        let mut errors: Vec<KeyedRows> = Vec::new();
+        for Failure { document, message, at } in kept.failed.iter().filter(|failure| is_ours(&failure.document)) {
+            held.failed.insert(Arc::clone(document), (Arc::clone(message), *at));
+            errors.push((error_key(no, document), vec![error_row(&held.id, document, message, at.0)]));
+        }
+        held.writer.errors = held.failed.len();
+        let domain = held.domain.clone();
+        self.write_errors(tick, domain, &errors)
+    }
+
+    /// The tables of row views as they stand, for a checkpoint.
+    pub(crate) fn kept(&self) -> Vec<(ViewNo, KeptTable)> {
+        let rows = self.held.iter().filter(|(_, held)| held.is_rows);
+        let kept = |held: &Held| KeptTable {
+            segments: held.writer.kept(),
+            failed: (held.failed.iter())
+                .map(|(document, (message, at))| Failure {
+                    document: Arc::clone(document),
+                    message: Arc::clone(message),
+                    at: *at,
+                })
+                .collect(),
+        };
+        rows.map(|(no, held)| (*no, kept(held))).collect()
+    }
+
+    fn write_errors(&mut self, tick: Tick, domain: DomainId, errors: &[KeyedRows]) -> Result<(), TableError> {
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let table = self.errors.entry(domain.clone());
+        table.or_insert_with(|| TableWriter::new(Arc::new(view_errors()), Some(3))).apply(tick, errors)?;
+        self.dirty_errors.insert(domain);
+        Ok(())
     }
 
     /// Forgets a table and its errors.
     pub(crate) fn retire(&mut self, no: ViewNo, tick: Tick) -> Result<(), TableError> {
         let Some(held) = self.held.remove(&no) else { return Ok(()) };
         self.dirty.remove(&no);
-        let withdrawn: Vec<_> = held.failed.iter().map(|document| (error_key(no, document), Vec::new())).collect();
-        if let (false, Some(errors)) = (withdrawn.is_empty(), self.errors.get_mut(&held.domain)) {
-            errors.apply(tick, &withdrawn)?;
-            self.dirty_errors.insert(held.domain);
-        }
-        Ok(())
+        let withdrawn: Vec<_> = held.failed.keys().map(|document| (error_key(no, document), Vec::new())).collect();
+        self.write_errors(tick, held.domain, &withdrawn)
     }
 
     /// True if the document has rows, or an error, in the view.
     pub(crate) fn holds(&self, no: ViewNo, document: &str) -> bool {
-        self.held.get(&no).is_some_and(|held| held.writer.contains(document) || held.failed.contains(document))
+        self.held.get(&no).is_some_and(|held| held.writer.contains(document) || held.failed.contains_key(document))
     }
 
     /// Adds a reader and returns the table as it stands, whose rows the reader has to be given.
@@ -178,13 +226,13 @@ impl Tables {
                 let Some(change) = last.remove(&document) else { continue };
                 let new = match change.outcome {
                     Ok(new) => {
-                        if held.failed.remove(&document) {
+                        if held.failed.remove(&document).is_some() {
                             errors.push((error_key(no, &document), Vec::new()));
                         }
                         new
                     }
                     Err(message) => {
-                        held.failed.insert(Arc::clone(&document));
+                        held.failed.insert(Arc::clone(&document), (message.as_str().into(), change.stamp));
                         let row = error_row(&held.id, &document, &message, change.stamp.0);
                         errors.push((error_key(no, &document), vec![row]));
                         Vec::new()
@@ -201,15 +249,8 @@ impl Tables {
             held.writer.errors = held.failed.len();
             held.writer.apply(tick, &rows)?;
             self.dirty.insert(no);
-            if !errors.is_empty() {
-                let domain = held.domain.clone();
-                let table = self
-                    .errors
-                    .entry(domain.clone())
-                    .or_insert_with(|| TableWriter::new(Arc::new(view_errors()), Some(3)));
-                table.apply(tick, &errors)?;
-                self.dirty_errors.insert(domain);
-            }
+            let domain = held.domain.clone();
+            self.write_errors(tick, domain, &errors)?;
         }
         Ok(())
     }

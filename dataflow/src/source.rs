@@ -44,4 +44,13 @@ impl Bootstrap for KafkaChanges {
     async fn changes(&self, from: Frontier) -> Result<Box<dyn ChangeSource>, SourceError> {
         Ok(Box::new(KafkaSource::open(&self.brokers, from)?))
     }
+
+    async fn identity(&self) -> Result<String, SourceError> {
+        self.scan.identity().await
+    }
+
+    /// Kafka keeps the log for the time that its topic says.
+    async fn kept(&self, _: &Frontier) -> Result<(), SourceError> {
+        Ok(())
+    }
 }

@@ -12,8 +12,10 @@ mod index;
 
 use std::sync::Arc;
 
+use arrow_array::StringViewArray;
 use arrow_schema::{ArrowError, SchemaRef};
 use schemas::{
+    doc::Doc,
     position::Tick,
     row::{Cell, Row, TableSchema},
     table::{KeyIndex, Segment, Table},
@@ -21,6 +23,8 @@ use schemas::{
 
 use build::{Content, batch, compact};
 use index::{Index, RowIds, VersionIndex};
+
+use crate::checkpoint::{KeptSegment, SegmentNo};
 
 /// Neighbouring segments of one size class that are merged into one.
 const FAN: usize = 8;
@@ -31,6 +35,7 @@ const MAX_ROWS: usize = 16_384;
 const DEAD_TENTHS: usize = 3;
 
 struct Part {
+    no: SegmentNo,
     segment: Arc<Segment>,
     ids: RowIds,
 }
@@ -130,7 +135,74 @@ impl TableWriter {
         let Content { batch, documents } = content;
         let stamps = self.stamp_column.and_then(|column| build::stamp_bounds(&batch, column));
         let segment = Segment { batch, documents, dead: Arc::default(), stamps };
-        self.parts.push(Part { segment: Arc::new(segment), ids });
+        self.parts.push(Part { no: SegmentNo::next(), segment: Arc::new(segment), ids });
+    }
+
+    /// Its segments, for a checkpoint.
+    pub(crate) fn kept(&self) -> Vec<KeptSegment> {
+        let kept = |part: &Part| KeptSegment {
+            no: part.no,
+            batch: part.segment.batch.clone(),
+            dead: Arc::clone(&part.segment.dead),
+        };
+        self.parts.iter().map(kept).collect()
+    }
+
+    /// Puts segments of a checkpoint into an empty table. Rows whose key `is_ours` refuses are dead. `document` finds the
+    /// document of a row by its key, for a table with a column of documents.
+    ///
+    /// # Errors
+    /// An [`ArrowError`] if the segments are not of this table's schema, or a document is missing.
+    pub(crate) fn restore(
+        &mut self,
+        tick: Tick,
+        segments: &[KeptSegment],
+        is_ours: impl Fn(&str) -> bool,
+        document: impl Fn(&str) -> Option<Doc>,
+    ) -> Result<(), ArrowError> {
+        self.changed_at = tick;
+        let with_documents = self.schema.stored().len() < self.schema.columns.len();
+        for KeptSegment { no, batch, dead } in segments {
+            let refused = || ArrowError::SchemaError("the rows of a checkpoint are of another shape".to_owned());
+            if batch.schema_ref().fields() != self.stored.fields() {
+                return Err(refused());
+            }
+            let batch = batch.clone().with_schema(Arc::clone(&self.stored))?;
+            let keys = batch.columns().first().and_then(|keys| keys.as_any().downcast_ref::<StringViewArray>());
+            let keys = keys.ok_or_else(refused)?;
+            let mut dead = Arc::clone(dead);
+            let mut documents = Vec::with_capacity(if with_documents { batch.num_rows() } else { 0 });
+            let first = self.next_row_id;
+            self.next_row_id += u64::try_from(batch.num_rows()).unwrap_or_default();
+            let mut live: Vec<(Arc<str>, u64)> = Vec::with_capacity(batch.num_rows());
+            for (row, (key, id)) in keys.iter().zip(first..).enumerate() {
+                let key = key.unwrap_or_default();
+                if !dead.is_dead(row) && !is_ours(key) {
+                    Arc::make_mut(&mut dead).mark(row);
+                }
+                let is_dead = dead.is_dead(row);
+                if with_documents {
+                    documents.push(match document(key) {
+                        Some(document) => document,
+                        // Nobody reads the document of a dead row.
+                        None if is_dead => Doc::null(),
+                        None => return Err(refused()),
+                    });
+                }
+                if !is_dead {
+                    live.push((key.into(), id));
+                }
+            }
+            self.live_rows += live.len();
+            self.index.load(live, tick);
+            let stamps = self.stamp_column.and_then(|column| build::stamp_bounds(&batch, column));
+            let segment = Segment { documents: documents.into(), dead, stamps, batch };
+            if segment.live_rows() > 0 {
+                let ids = RowIds::run(first, segment.batch.num_rows());
+                self.parts.push(Part { no: *no, segment: Arc::new(segment), ids });
+            }
+        }
+        Ok(())
     }
 
     fn place(&self, id: u64) -> Option<(usize, usize)> {

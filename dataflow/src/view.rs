@@ -12,7 +12,7 @@ use schemas::{
 };
 use udf::{DataSource, Gate, aggregate_view::AggregateView};
 
-use crate::{document::Version, relation::RelationKind};
+use crate::{checkpoint::KeptTable, document::Version, relation::RelationKind};
 
 /// Number of an installed instance; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -46,6 +46,14 @@ impl RowLogic {
     pub(crate) fn kind(&self) -> DocKind {
         match self {
             Self::Source(source) => source.kind(),
+            Self::Documents(kind) => *kind,
+        }
+    }
+
+    /// Kind under which it is defined; a built-in table goes by the kind of its documents.
+    pub(crate) const fn definition(&self) -> DocKind {
+        match self {
+            Self::Source(_) => DocKind::DataSource,
             Self::Documents(kind) => *kind,
         }
     }
@@ -95,6 +103,8 @@ pub(crate) struct Instance {
 pub(crate) enum Command {
     /// Start building an instance.
     Install(Arc<Instance>),
+    /// Take an instance's table from a checkpoint.
+    Restore(Arc<Instance>, Arc<KeptTable>),
     /// Forget an instance and its table.
     Retire(ViewNo),
     /// Evaluate every document of a row view again, because the day has changed.

@@ -22,7 +22,7 @@ use std::{
 use hashbrown::HashMap;
 use schemas::{
     change::DocKind,
-    id::DomainId,
+    id::{DocId, DomainId},
     position::{Stamp, Tick},
     table::Table,
 };
@@ -38,7 +38,8 @@ use timely::{
 
 use crate::{
     aggregate::Aggregates,
-    document::{Arriving, Content, DocKey, Documents, Version},
+    checkpoint::{KeptDocument, KeptTable, Slice},
+    document::{Arriving, Content, DocKey, Documents, Version, partition},
     error::TableError,
     evaluate::Evaluator,
     relation::{RelationKind, Relations},
@@ -74,8 +75,12 @@ pub(crate) struct TickBatch {
     pub(crate) stamp: i64,
     pub(crate) commands: Vec<Command>,
     pub(crate) documents: Vec<Arriving>,
+    /// Documents of a checkpoint that are put back, before anything else.
+    pub(crate) kept: Vec<KeptDocument>,
     /// Documents or rows that may be walked for views being built.
     pub(crate) walk: usize,
+    /// What a checkpoint is given of this tick.
+    pub(crate) slice: Option<Slice>,
 }
 
 /// What a worker did in a tick.
@@ -90,8 +95,20 @@ pub(crate) struct Report {
     pub(crate) walking: bool,
     /// Documents or rows walked.
     pub(crate) walked: usize,
+    /// What the checkpoint was given, if it asked.
+    pub(crate) kept: Option<Kept>,
     /// A table that could not be built.
     pub(crate) failed: Option<TableError>,
+}
+
+/// A worker's part of a checkpoint.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    pub(crate) documents: Vec<KeptDocument>,
+    /// Number of documents that the worker holds.
+    pub(crate) held: usize,
+    /// The tables, unless documents are left to give.
+    pub(crate) tables: Option<Vec<(ViewNo, KeptTable)>>,
 }
 
 /// What enters the graph.
@@ -227,6 +244,11 @@ impl Engine {
         self.nudges.advance_to(round_zero(batch.tick));
         self.state.stamp.set(batch.stamp);
         self.state.evaluator.borrow_mut().begin(batch.now);
+        for document in batch.kept {
+            if document.key.partition() % self.workers == self.worker {
+                self.state.documents.borrow_mut().restore(document);
+            }
+        }
         for command in &batch.commands {
             self.command(command, batch.tick);
         }
@@ -243,14 +265,27 @@ impl Engine {
         for view in &ended {
             self.progress.remove(view);
         }
+        let kept = batch.slice.map(|slice| self.keep(slice));
         Report {
             published: self.state.tables.borrow_mut().publish(),
             progress: self.progress.iter().map(|(view, (done, total))| (*view, *done, *total)).collect(),
             completed: ended,
             walking: !self.walks.is_empty(),
             walked,
+            kept,
             failed: self.state.failed.borrow_mut().take(),
         }
+    }
+
+    /// Gives a checkpoint its slice of the documents and, with the last one, the tables.
+    fn keep(&self, slice: Slice) -> Kept {
+        let mut documents = self.state.documents.borrow_mut();
+        if slice.whole {
+            documents.all_new();
+        }
+        let taken = documents.take_new(slice.most);
+        let tables = (documents.new_count() == 0).then(|| self.state.tables.borrow().kept());
+        Kept { documents: taken, held: documents.len(), tables }
     }
 
     fn arrive(&mut self, Arriving { key, stamp, content }: Arriving) {
@@ -264,6 +299,7 @@ impl Engine {
     fn command(&mut self, command: &Command, tick: Tick) {
         match command {
             Command::Install(instance) => self.install(instance),
+            Command::Restore(instance, kept) => self.restore(instance, kept, tick),
             Command::Retire(no) => self.retire(*no, tick),
             Command::Revisit(instance) => self.visit_all(instance),
         }
@@ -297,6 +333,28 @@ impl Engine {
             }
         }
         self.count_progress(instance.no);
+    }
+
+    /// Installs a row view whose table a checkpoint held; nothing is left to walk.
+    fn restore(&mut self, instance: &Arc<Instance>, kept: &KeptTable, tick: Tick) {
+        let Logic::Rows(logic) = &instance.logic else { return };
+        let (domain, kind) = (&instance.domain, logic.kind());
+        let documents = self.state.documents.borrow();
+        let document = |id: &str| {
+            let key = DocKey { domain: domain.clone(), kind, id: DocId::new(id).ok()? };
+            Some(documents.get(&key)?.doc.clone())
+        };
+        let (worker, workers) = (self.worker, self.workers);
+        let is_ours = |id: &str| workers == 1 || partition(domain, kind, id) % workers == worker;
+        let mut tables = self.state.tables.borrow_mut();
+        tables.install(instance);
+        if let Err(error) = tables.restore(tick, instance.no, kept, is_ours, document) {
+            self.state.failed.borrow_mut().get_or_insert(error);
+        }
+        self.state.evaluator.borrow_mut().install(instance);
+        self.progress.insert(instance.no, (0, 0));
+        let (view, domain) = (instance.no, domain.clone());
+        self.walks.push_back(Walk::Documents { view, domain, kind, next: 0, total: 0 });
     }
 
     /// The feeds of an aggregate view, each with the table it reads and whether it has to be filled.

@@ -20,7 +20,8 @@ use serde::{
     ser::{SerializeMap, SerializeSeq},
 };
 
-/// An interned property name. Equal names have equal symbols within one process; symbols are never written anywhere.
+/// An interned property name. Equal names have equal symbols within one process; where documents are written down, the
+/// dictionary is written with them ([`Symbols`]).
 ///
 /// The dictionary only grows: a name costs its text once for the life of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,6 +59,72 @@ impl Symbol {
     pub fn name(self) -> &'static str {
         let dictionary = DICTIONARY.read().unwrap_or_else(PoisonError::into_inner);
         usize::try_from(self.0).ok().and_then(|at| dictionary.names.get(at).copied()).unwrap_or_default()
+    }
+}
+
+/// What the symbols of written documents are in this process.
+#[derive(Clone, Debug, Default)]
+pub struct Symbols {
+    /// By the number that was written.
+    here: Vec<Symbol>,
+    /// True if all numbers are the same here.
+    same: bool,
+}
+
+impl Symbols {
+    /// Every name that this process knows, in the order of the numbers that documents hold.
+    #[must_use]
+    pub fn names() -> Vec<&'static str> {
+        DICTIONARY.read().unwrap_or_else(PoisonError::into_inner).names.clone()
+    }
+
+    /// Reads documents that were written with these names.
+    #[must_use]
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let here: Vec<Symbol> = names.into_iter().map(Symbol::intern).collect();
+        let same = here.iter().zip(0..).all(|(symbol, number)| symbol.0 == number);
+        Self { here, same }
+    }
+
+    /// A document from the bytes that [`Doc::as_bytes`] gave in the process that wrote it.
+    ///
+    /// Bytes that are no document give one whose values are null; nothing here can fail.
+    #[must_use]
+    pub fn read(&self, bytes: &[u8]) -> Doc {
+        if self.same {
+            return Doc(bytes.into());
+        }
+        let mut bytes = bytes.to_vec();
+        self.translate(&mut bytes, 0);
+        Doc(bytes.into())
+    }
+
+    /// Replaces the numbers of a node by those of this process: an object keeps its order and every node its size.
+    fn translate(&self, node: &mut [u8], depth: usize) {
+        let n = u32_at(node, 1);
+        let (symbols, ends) = match node.first() {
+            Some(&LIST) => (0, 5),
+            Some(&MAP) => (n, 5 + 4 * n),
+            _ => return,
+        };
+        if depth > MAX_DEPTH || node.len() < ends + 4 * n {
+            return;
+        }
+        for at in (5..).step_by(4).take(symbols) {
+            let symbol = self.here.get(u32_at(node, at)).map_or(u32::MAX, |symbol| symbol.0);
+            if let Some(place) = node.get_mut(at..at + 4) {
+                place.copy_from_slice(&symbol.to_le_bytes());
+            }
+        }
+        let heap = ends + 4 * n;
+        let mut start = 0;
+        for at in (ends..).step_by(4).take(n) {
+            let end = u32_at(node, at);
+            if let Some(child) = node.get_mut(heap + start..heap + end) {
+                self.translate(child, depth + 1);
+            }
+            start = end;
+        }
     }
 }
 
@@ -108,6 +175,12 @@ impl Doc {
         Ok(Self(out.into()))
     }
 
+    /// The document that is null.
+    #[must_use]
+    pub fn null() -> Self {
+        Self([NULL].into())
+    }
+
     /// The outermost value.
     #[must_use]
     pub fn root(&self) -> Node<'_> {
@@ -124,6 +197,12 @@ impl Doc {
     #[must_use]
     pub fn to_json(&self) -> String {
         serde_json::to_string(&self.root()).unwrap_or_default()
+    }
+
+    /// The document as it lies in memory; [`Symbols::read`] is the way back.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
     }
 
     /// Bytes held.
@@ -532,6 +611,27 @@ mod tests {
     #[test]
     fn repeated_names_keep_the_last_value() {
         assert_eq!(Doc::from_json(r#"{"a":1,"b":2,"a":3}"#).unwrap().to_json(), r#"{"a":3,"b":2}"#);
+    }
+
+    #[test]
+    fn written_documents_are_read_where_names_have_other_numbers() {
+        let text = r#"{"b":{"a":[{"c":"x"},2,null]},"a":"é"}"#;
+        let doc = Doc::from_json(text).unwrap();
+        let names = Symbols::names();
+        assert_eq!(Symbols::of(names.iter().copied()).read(doc.as_bytes()).to_json(), text);
+        // As if another process had met the names in another order.
+        let renamed = |name: &str| match name {
+            "a" => "b".to_owned(),
+            "b" => "c".to_owned(),
+            "c" => "a".to_owned(),
+            other => other.to_owned(),
+        };
+        let renamed: Vec<String> = names.iter().map(|name| renamed(name)).collect();
+        let read = Symbols::of(renamed.iter().map(String::as_str)).read(doc.as_bytes());
+        assert_eq!(read.to_json(), r#"{"c":{"b":[{"a":"x"},2,null]},"b":"é"}"#);
+        for end in 0..doc.size() {
+            let _ = Symbols::of(["x"]).read(&doc.as_bytes()[..end]).to_json();
+        }
     }
 
     #[test]

@@ -93,6 +93,60 @@ pub trait Bootstrap: Send + Sync {
     /// # Errors
     /// [`SourceError`] if the store cannot be reached or no longer holds what follows `from`.
     async fn changes(&self, from: Frontier) -> Result<Box<dyn ChangeSource>, SourceError>;
+
+    /// What tells this primary store from every other: a checkpoint of another one is of no use.
+    ///
+    /// # Errors
+    /// [`SourceError::Unavailable`] if the store cannot be reached.
+    async fn identity(&self) -> Result<String, SourceError>;
+
+    /// Everything up to `frontier` has been kept: the log needs to hold only what follows, for a reader that starts again
+    /// there. Without effect where the log is kept for a time anyway.
+    ///
+    /// # Errors
+    /// [`SourceError::Unavailable`] if the store cannot be reached; the log then holds more than it needs to, and may drop
+    /// what it needs when it grows over its limit.
+    async fn kept(&self, frontier: &Frontier) -> Result<(), SourceError>;
+}
+
+/// A checkpoint store failed.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {doing} `{name}`: {problem}")]
+pub struct CheckpointStoreError {
+    /// `read`, `write`, `list` or `delete`.
+    pub doing: &'static str,
+    /// The blob.
+    pub name: String,
+    /// What the store said.
+    pub problem: String,
+}
+
+/// Where the dataflow keeps its checkpoints: named blobs that one process writes.
+#[async_trait]
+pub trait CheckpointStore: Send + Sync + fmt::Debug {
+    /// Writes a blob; it is durable, and replaces one of that name as a whole, when this returns.
+    ///
+    /// # Errors
+    /// [`CheckpointStoreError`]; a blob of that name is then the one before, or none.
+    async fn put(&self, name: &str, bytes: Vec<u8>) -> Result<(), CheckpointStoreError>;
+
+    /// Reads a blob; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`CheckpointStoreError`].
+    async fn get(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointStoreError>;
+
+    /// Names of all blobs.
+    ///
+    /// # Errors
+    /// [`CheckpointStoreError`].
+    async fn list(&self) -> Result<Vec<String>, CheckpointStoreError>;
+
+    /// Deletes a blob; deleting one that is not there is no error.
+    ///
+    /// # Errors
+    /// [`CheckpointStoreError`].
+    async fn delete(&self, name: &str) -> Result<(), CheckpointStoreError>;
 }
 
 /// Why a wait ended without the record being visible.

@@ -59,6 +59,15 @@ impl DeadRows {
         }
     }
 
+    /// The dead rows, ascending.
+    pub fn rows(&self) -> impl Iterator<Item = usize> + '_ {
+        let chunks = self.chunks.iter().zip((0..).step_by(CHUNK_ROWS));
+        chunks.flat_map(|(words, start)| {
+            let words = words.iter().flat_map(|words| words.iter()).zip((start..).step_by(64));
+            words.flat_map(|(word, start)| (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| start + bit))
+        })
+    }
+
     /// A filter that keeps the live rows of `start..start + len`, or `None` if all of them live.
     #[must_use]
     pub fn live(&self, start: usize, len: usize) -> Option<BooleanArray> {
@@ -68,6 +77,14 @@ impl DeadRows {
             return None;
         }
         Some((start..start + len).map(|row| Some(!self.is_dead(row))).collect())
+    }
+}
+
+impl FromIterator<usize> for DeadRows {
+    fn from_iter<I: IntoIterator<Item = usize>>(rows: I) -> Self {
+        let mut dead = Self::default();
+        rows.into_iter().for_each(|row| dead.mark(row));
+        dead
     }
 }
 
@@ -305,6 +322,8 @@ mod tests {
         dead.mark(5000);
         dead.mark(3);
         assert_eq!((dead.count(), before.count()), (2, 1));
+        assert_eq!(dead.rows().collect::<Vec<_>>(), [3, 5000]);
+        assert_eq!(dead.rows().collect::<DeadRows>().rows().collect::<Vec<_>>(), [3, 5000]);
         assert!(dead.is_dead(3) && dead.is_dead(5000) && !dead.is_dead(4) && !before.is_dead(3));
         assert!(before.live(0, 4096).is_none());
         let live = dead.live(0, 5).unwrap();

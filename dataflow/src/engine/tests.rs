@@ -22,7 +22,16 @@ use udf::{DataSource, NameKind, Registry, Related, Relation, aggregate_view::Agg
 use super::*;
 use crate::table::walk;
 
+mod restart;
+
+use restart::Blobs;
+
 const DOMAIN: &str = "demo";
+
+/// Takes a checkpoint whenever it can.
+fn eager() -> DataflowConfig {
+    DataflowConfig { queue: 4, checkpoint_interval_ms: 1 }
+}
 
 /// A clock that tests set.
 #[derive(Debug)]
@@ -42,6 +51,12 @@ struct World {
     /// Present documents: kind and id to stamp and body.
     documents: BTreeMap<(DocKind, String), (i64, Value)>,
     log: VecDeque<Arc<ChangeRecord>>,
+    /// How often the documents have been read.
+    scans: usize,
+    /// What tells this store from others.
+    identity: String,
+    /// How far a checkpoint has told that everything is kept.
+    kept: u64,
 }
 
 fn subtype(kind: DocKind, body: &Value) -> Option<String> {
@@ -112,6 +127,11 @@ impl schemas::port::ChangeSource for Tail {
         };
         match next.last() {
             Some(last) => {
+                let first = next.first().map_or(0, |record| record.position.sequence.0);
+                if first != self.1 + 1 {
+                    let (wanted, earliest) = (Sequence(self.1 + 1), Sequence(first));
+                    return Err(SourceError::Gap { lane: LaneId::FIRST, wanted, earliest });
+                }
                 self.1 = last.position.sequence.0;
                 Ok(SourceEvent::Records(next))
             }
@@ -126,7 +146,8 @@ impl schemas::port::ChangeSource for Tail {
 #[async_trait]
 impl Bootstrap for Store {
     async fn scan(&self) -> Result<Box<dyn BootstrapScan>, SourceError> {
-        let world = self.0.lock();
+        let mut world = self.0.lock();
+        world.scans += 1;
         let mut frontier = Frontier::default();
         frontier.advance(Position { lane: LaneId::FIRST, sequence: Sequence(world.sequence) });
         let domain = DomainId::new(DOMAIN).unwrap();
@@ -142,6 +163,13 @@ impl Bootstrap for Store {
     }
     async fn changes(&self, from: Frontier) -> Result<Box<dyn schemas::port::ChangeSource>, SourceError> {
         Ok(Box::new(Tail(self.clone(), from.at(LaneId::FIRST).0)))
+    }
+    async fn identity(&self) -> Result<String, SourceError> {
+        Ok(self.0.lock().identity.clone())
+    }
+    async fn kept(&self, frontier: &Frontier) -> Result<(), SourceError> {
+        self.0.lock().kept = frontier.at(LaneId::FIRST).0;
+        Ok(())
     }
 }
 
@@ -469,6 +497,8 @@ enum Step {
     Address {
         id: bool,
     },
+    /// Stop, and start again from the newest checkpoint.
+    Restart,
     /// Compare with the oracle here.
     Cut,
 }
@@ -491,6 +521,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::PutKilos),
         1 => prop::option::of(any::<bool>()).prop_map(|risk| Step::Watched { risk }),
         1 => any::<bool>().prop_map(|id| Step::Address { id }),
+        1 => Just(Step::Restart),
         3 => Just(Step::Cut),
     ]
 }
@@ -548,7 +579,7 @@ fn commit(world: &mut World, step: &Step) -> Option<Position> {
             let of = if *id { "_id" } else { "location_id" };
             vec![(DocKind::NamedExpression, "address".to_owned(), Some(address(of)))]
         }
-        Step::Cut => return None,
+        Step::Cut | Step::Restart => return None,
     };
     Some(world.commit(changes))
 }
@@ -591,9 +622,9 @@ fn compare(world: &World, snapshot: &Snapshot) {
 }
 
 async fn settled(dataflow: &Dataflow, position: Position) -> Arc<Snapshot> {
-    let deadline = std::time::Instant::now() + Duration::from_secs(3);
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
     loop {
-        let snapshot = dataflow.wait_for(position, Duration::from_secs(3)).await.unwrap();
+        let snapshot = dataflow.wait_for(position, Duration::from_secs(30)).await.unwrap();
         let domain = DomainId::new(DOMAIN).unwrap();
         let views = &snapshot.domains[&domain].views;
         if views.iter().all(|view| view.state == ViewState::Live) {
@@ -640,8 +671,18 @@ fn history(steps: &[Step]) {
             last = commit(&mut store.0.lock(), step).unwrap_or(last);
         }
         // The first third is found by the scan, the rest comes through the log.
-        let dataflow = Dataflow::start(DataflowConfig { queue: 4 }, Arc::new(store.clone()), clock);
+        let blobs = Blobs::default();
+        let start = || {
+            let (store, blobs, clock) = (store.clone(), blobs.clone(), Arc::clone(&clock));
+            Dataflow::start(eager(), Arc::new(store), Some(Arc::new(blobs)), clock)
+        };
+        let mut dataflow = start();
         for step in rest {
+            if matches!(step, Step::Restart) {
+                dataflow.shutdown().await;
+                dataflow = start();
+                continue;
+            }
             let committed = commit(&mut store.0.lock(), step);
             match committed {
                 Some(position) => last = position,
@@ -680,6 +721,7 @@ fn a_plain_history_is_followed() {
         Step::Cut,
         Step::Group { id: 0, users: vec![2], sharing: true },
         Step::Cut,
+        Step::Restart,
         Step::Mother { id: 1, owner: 1, high: false },
         Step::Cut,
         Step::Stock { mother: 1, iron: true, balance: None },
@@ -728,7 +770,7 @@ async fn a_changed_name_concerns_those_who_use_it() {
         ),
     ]);
     let clock = Arc::new(SetClock(AtomicI64::new(1_000_000)));
-    let dataflow = Dataflow::start(DataflowConfig { queue: 4 }, Arc::new(store.clone()), clock);
+    let dataflow = Dataflow::start(eager(), Arc::new(store.clone()), None, clock);
     let failed = |position| {
         let dataflow = Arc::clone(&dataflow);
         async move {

@@ -32,6 +32,10 @@ impl RowIds {
         }
     }
 
+    pub(super) const fn run(first: u64, len: usize) -> Self {
+        Self::Run { first, len }
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = u64> {
         let (run, list) = match self {
             Self::Run { first, len } => (Some((*first..).take(*len)), None),
@@ -81,6 +85,15 @@ impl Index {
 
     pub(super) fn row_ids(&self, key: &str) -> SmallVec<[u64; 1]> {
         self.0.read().entries.get(key).map(|entry| entry.ids.clone()).unwrap_or_default()
+    }
+
+    /// Adds rows of a checkpoint to those of their keys.
+    pub(super) fn load(&self, rows: Vec<(Arc<str>, u64)>, tick: Tick) {
+        let mut keys = self.0.write();
+        keys.entries.reserve(rows.len());
+        for (key, id) in rows {
+            keys.entries.entry(key).or_insert_with(|| Entry { ids: SmallVec::new(), changed_at: tick }).ids.push(id);
+        }
     }
 
     /// Sets the row ids of a key and returns those it had.

@@ -8,7 +8,7 @@ use dataflow::{Dataflow, source::KafkaChanges};
 use ingest::{Ingest, changelog::relay::Relay};
 use query::QueryState;
 use schemas::{
-    port::{Bootstrap, SystemClock, ViewReader, WaitError},
+    port::{Bootstrap, CheckpointStore, SystemClock, ViewReader, WaitError},
     position::Position,
     table::Snapshot,
 };
@@ -40,6 +40,7 @@ pub(crate) struct Parts {
 /// What could not be started; whatever had been started is stopped again.
 pub(crate) async fn build(config: &Config) -> anyhow::Result<Parts> {
     let blobs = objects::open_tried(config).await?;
+    let checkpoints = objects::open_checkpoints(config)?;
     let mut ingest_config = config.ingest.clone();
     let postgres = match config.embedded_postgres() {
         true => {
@@ -62,7 +63,7 @@ pub(crate) async fn build(config: &Config) -> anyhow::Result<Parts> {
         Some(brokers) if config.roles.has(Role::Relay) => Some(ingest.relay(&brokers)),
         _ => None,
     };
-    let dataflow = config.roles.has(Role::Dataflow).then(|| start_dataflow(config, &ingest));
+    let dataflow = config.roles.has(Role::Dataflow).then(|| start_dataflow(config, &ingest, checkpoints));
     let views: Arc<dyn ViewReader> = match &dataflow {
         Some(dataflow) => Arc::<Dataflow>::clone(dataflow),
         None => Arc::new(NoViews),
@@ -74,13 +75,13 @@ pub(crate) async fn build(config: &Config) -> anyhow::Result<Parts> {
 
 /// Reads the change log from memory where ingest runs in the same process, from Kafka where it does not and there is
 /// one, and from the outbox otherwise.
-fn start_dataflow(config: &Config, ingest: &Arc<Ingest>) -> Arc<Dataflow> {
+fn start_dataflow(config: &Config, ingest: &Arc<Ingest>, checkpoints: Arc<dyn CheckpointStore>) -> Arc<Dataflow> {
     let store = ingest.bootstrap();
     let source: Arc<dyn Bootstrap> = match config.kafka_brokers() {
         Some(brokers) if !config.roles.has(Role::Ingest) => Arc::new(KafkaChanges::new(store, &brokers)),
         _ => store,
     };
-    Dataflow::start(config.dataflow.clone(), source, Arc::new(SystemClock))
+    Dataflow::start(config.dataflow.clone(), source, Some(checkpoints), Arc::new(SystemClock))
 }
 
 /// Opens the way in.

@@ -85,6 +85,9 @@ pub(crate) struct ObjectsConfig {
     /// `file:///absolute/path` for a directory; `s3://bucket/prefix` for a bucket of Amazon S3 or of a store that speaks its
     /// protocol. Empty: `objects` in the data directory.
     pub(crate) url: String,
+    /// Where the dataflow keeps its checkpoints; a place of this process alone. As `url`. Empty: `checkpoints` in the data
+    /// directory.
+    pub(crate) checkpoints_url: String,
     /// Reaching the bucket. What is empty comes from the variables AWS_REGION, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and so on;
     /// without any access key, from the role of this machine.
     pub(crate) s3: S3Config,
@@ -267,6 +270,17 @@ impl Config {
         }
     }
 
+    /// Where checkpoints lie.
+    ///
+    /// # Errors
+    /// As for [`Self::objects_place`].
+    pub(crate) fn checkpoints_place(&self) -> Result<Place, String> {
+        match self.objects.checkpoints_url.as_str() {
+            "" => Ok(Place::Directory(self.data_dir.join("checkpoints"))),
+            url => Place::parse(url),
+        }
+    }
+
     /// Problems that the types cannot exclude.
     fn problems(&self) -> Vec<Problem> {
         let mut found = Vec::new();
@@ -289,6 +303,9 @@ impl Config {
                 }
             }
             Err(message) => add("objects.url", message),
+        }
+        if let Err(message) = self.checkpoints_place() {
+            add("objects.checkpoints_url", message);
         }
         for broker in &self.kafka.brokers {
             let port = broker.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));

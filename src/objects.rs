@@ -3,11 +3,13 @@
 //! Either way a write returns only when the object is kept: the form's XML is removed from Postgres behind it.
 
 mod bucket;
+mod checkpoints;
 mod files;
 
 use std::{path::PathBuf, sync::Arc};
 
 use object_store::{ObjectStore, path::Path};
+use schemas::port::CheckpointStore;
 
 use crate::config::Config;
 
@@ -69,6 +71,18 @@ pub(crate) async fn open_tried(config: &Config) -> anyhow::Result<Arc<dyn Object
         bucket::try_out(&*store, &name).await?;
     }
     Ok(store)
+}
+
+/// Opens the place of the dataflow's checkpoints without trying it.
+///
+/// # Errors
+/// As for [`open`].
+pub(crate) fn open_checkpoints(config: &Config) -> anyhow::Result<Arc<dyn CheckpointStore>> {
+    let store: Arc<dyn ObjectStore> = match config.checkpoints_place().map_err(anyhow::Error::msg)? {
+        Place::Directory(directory) => files::open(&directory)?,
+        Place::Bucket { name, prefix } => bucket::open(&name, &prefix, &config.objects.s3)?,
+    };
+    Ok(Arc::new(checkpoints::Checkpoints(store)))
 }
 
 #[cfg(test)]

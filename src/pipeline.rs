@@ -52,7 +52,7 @@ impl Pipeline {
     pub(crate) fn start(definitions: Vec<BootstrapDocument>, clock: Arc<dyn Clock>) -> Self {
         let (log, tail) = mpsc::channel(QUEUE);
         let store = Store { definitions, tail: Mutex::new(Some(tail)) };
-        let dataflow = Dataflow::start(DataflowConfig::default(), Arc::new(store), clock);
+        let dataflow = Dataflow::start(DataflowConfig::default(), Arc::new(store), None, clock);
         Self { dataflow, log: Log(log) }
     }
 
@@ -165,6 +165,14 @@ impl Bootstrap for Store {
 
     async fn changes(&self, _: Frontier) -> Result<Box<dyn ChangeSource>, SourceError> {
         Ok(Box::new(Tail(self.tail.lock().take().ok_or_else(gone)?)))
+    }
+
+    async fn identity(&self) -> Result<String, SourceError> {
+        Ok(String::new())
+    }
+
+    async fn kept(&self, _: &str, _: &Frontier) -> Result<(), SourceError> {
+        Ok(())
     }
 }
 

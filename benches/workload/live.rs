@@ -44,7 +44,7 @@ impl Live {
         frontier.advance(position(through));
         let (log, tail) = mpsc::channel(64);
         let store = Store { frontier, left: Mutex::new(Some((stored, tail))) };
-        let dataflow = Dataflow::start(DataflowConfig::default(), Arc::new(store), Arc::new(SystemClock));
+        let dataflow = Dataflow::start(DataflowConfig::default(), Arc::new(store), None, Arc::new(SystemClock));
         Ok(Self { dataflow, log })
     }
 
@@ -106,6 +106,14 @@ impl Bootstrap for Store {
     async fn changes(&self, _: Frontier) -> Result<Box<dyn ChangeSource>, SourceError> {
         let (_, tail) = self.left.lock().take().ok_or_else(gone)?;
         Ok(Box::new(Tail(tail)))
+    }
+
+    async fn identity(&self) -> Result<String, SourceError> {
+        Ok(String::new())
+    }
+
+    async fn kept(&self, _: &str, _: &Frontier) -> Result<(), SourceError> {
+        Ok(())
     }
 }
 

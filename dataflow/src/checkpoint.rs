@@ -155,6 +155,8 @@ pub(crate) struct Manifest {
     number: u64,
     /// The primary store.
     store: String,
+    /// The name under which the change log knows who starts from here.
+    reader: String,
     tick: u64,
     stamp: i64,
     day: i64,

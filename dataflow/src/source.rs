@@ -50,7 +50,7 @@ impl Bootstrap for KafkaChanges {
     }
 
     /// Kafka keeps the log for the time that its topic says.
-    async fn kept(&self, _: &Frontier) -> Result<(), SourceError> {
+    async fn kept(&self, _: &str, _: &Frontier) -> Result<(), SourceError> {
         Ok(())
     }
 }

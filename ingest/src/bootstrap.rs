@@ -3,20 +3,20 @@
 //! A scan is one repeatable-read transaction per database: the counters it sees say exactly which records the documents
 //! include. Every row has kept the stamp of its last change, so a bootstrapped table shows the same `indexed_on` as one fed by the log.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use schemas::{
     change::{ChangedDocument, DocKind},
     id::{DocId, DomainId},
-    port::{Bootstrap, BootstrapDocument, BootstrapScan, ChangeSource, SourceError},
+    port::{Bootstrap, BootstrapDocument, BootstrapScan, ChangeSource, Clock, SourceError},
     position::{Frontier, LaneId, Position, Sequence, Stamp},
 };
 use serde_json::value::RawValue;
 use tokio_postgres::Row;
 
 use crate::{
-    changelog::{handover::Handover, tail::Tail},
+    changelog::{handover::Handover, outbox, tail::Tail},
     error::DatabaseError,
     store::{
         cases::{self, case_columns},
@@ -44,7 +44,12 @@ pub(crate) struct PrimaryStore {
     pub handover: Arc<Handover>,
     /// Groups a reader's channel holds.
     pub capacity: usize,
+    /// For the leases of readers that start again from what they have kept.
+    pub clock: Arc<dyn Clock>,
 }
+
+/// How long the log is held for a reader that is not heard of.
+const LEASE: Duration = Duration::from_secs(24 * 3600);
 
 /// What a scan reads, in order: small things first.
 #[derive(Clone, Copy, Debug)]
@@ -129,6 +134,24 @@ impl Bootstrap for PrimaryStore {
     async fn changes(&self, from: Frontier) -> Result<Box<dyn ChangeSource>, SourceError> {
         let tail = Tail::open(self.databases.all(), &self.handover, self.capacity, &from).await?;
         Ok(Box::new(tail))
+    }
+
+    async fn identity(&self) -> Result<String, SourceError> {
+        let read = async {
+            let client = self.databases.control().get().await?;
+            let row = client.query_typed_one("SELECT value FROM secrets WHERE name = 'installation'", &[]).await?;
+            Ok::<String, DatabaseError>(row.try_get(0)?)
+        };
+        read.await.map_err(unavailable)
+    }
+
+    async fn kept(&self, reader: &str, frontier: &Frontier) -> Result<(), SourceError> {
+        for position in frontier.positions() {
+            let pool = self.databases.get(position.lane.database).map_err(unavailable)?;
+            let client = pool.get().await.map_err(unavailable)?;
+            outbox::restart(&client, reader, position, self.clock.now_micros(), LEASE).await?;
+        }
+        Ok(())
     }
 }
 

@@ -154,6 +154,7 @@ impl Ingest {
             databases: self.databases.clone(),
             handover: Arc::clone(&self.handover),
             capacity: self.config.handover,
+            clock: Arc::clone(&self.clock),
         })
     }
 

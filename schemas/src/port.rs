@@ -100,13 +100,12 @@ pub trait Bootstrap: Send + Sync {
     /// [`SourceError::Unavailable`] if the store cannot be reached.
     async fn identity(&self) -> Result<String, SourceError>;
 
-    /// Everything up to `frontier` has been kept: the log needs to hold only what follows, for a reader that starts again
-    /// there. Without effect where the log is kept for a time anyway.
+    /// The reader of that name has kept everything up to `frontier`, and starts again there: the log should hold what
+    /// follows. Without effect where the log is kept for a time anyway.
     ///
     /// # Errors
-    /// [`SourceError::Unavailable`] if the store cannot be reached; the log then holds more than it needs to, and may drop
-    /// what it needs when it grows over its limit.
-    async fn kept(&self, frontier: &Frontier) -> Result<(), SourceError>;
+    /// [`SourceError::Unavailable`] if the store cannot be reached; the log then holds what followed the last time.
+    async fn kept(&self, reader: &str, frontier: &Frontier) -> Result<(), SourceError>;
 }
 
 /// A checkpoint store failed.

@@ -21,4 +21,5 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { number: 6, name: "shards", statements: include_str!("../migrations/0006_shards.sql") },
     Migration { number: 7, name: "partitions", statements: include_str!("../migrations/0007_partitions.sql") },
     Migration { number: 8, name: "web_users", statements: include_str!("../migrations/0008_web_users.sql") },
+    Migration { number: 9, name: "installation", statements: include_str!("../migrations/0009_installation.sql") },
 ];

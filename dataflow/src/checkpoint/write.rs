@@ -83,6 +83,7 @@ impl Writer {
             store,
             log,
             identity,
+            reader: before.as_ref().map_or_else(reader_name, |manifest| manifest.reader.clone()),
             runtime: Handle::current(),
             number: before.as_ref().map_or(0, |manifest| manifest.number),
             documents: before.as_ref().map(|manifest| manifest.documents.clone()).unwrap_or_default(),
@@ -118,6 +119,7 @@ struct Files {
     store: Arc<dyn CheckpointStore>,
     log: Arc<dyn Bootstrap>,
     identity: String,
+    reader: String,
     runtime: Handle,
     /// Of the last checkpoint.
     number: u64,
@@ -220,6 +222,7 @@ impl Files {
             program: PROGRAM.to_owned(),
             number,
             store: self.identity.clone(),
+            reader: self.reader.clone(),
             tick: state.tick.0,
             stamp: state.stamp.0,
             day: state.day,
@@ -234,7 +237,7 @@ impl Files {
         let written: u64 = manifest.documents.iter().map(|file| file.documents).sum();
         self.documents.clone_from(&manifest.documents);
         self.segments.clone_from(&manifest.segments);
-        if let Err(error) = self.runtime.block_on(self.log.kept(&state.frontier)) {
+        if let Err(error) = self.runtime.block_on(self.log.kept(&self.reader, &state.frontier)) {
             tracing::warn!(%error, "the change log could not be told of a checkpoint");
         }
         self.collect(&manifest);
@@ -306,6 +309,11 @@ impl Round {
         }
         Ok(())
     }
+}
+
+/// A name for a reader of the log that no other has: several processes may each have checkpoints of their own.
+fn reader_name() -> String {
+    format!("dataflow-{}", uuid::Uuid::new_v4())
 }
 
 fn packing(error: std::io::Error) -> CheckpointError {

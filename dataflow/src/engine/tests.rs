@@ -167,7 +167,7 @@ impl Bootstrap for Store {
     async fn identity(&self) -> Result<String, SourceError> {
         Ok(self.0.lock().identity.clone())
     }
-    async fn kept(&self, frontier: &Frontier) -> Result<(), SourceError> {
+    async fn kept(&self, _: &str, frontier: &Frontier) -> Result<(), SourceError> {
         self.0.lock().kept = frontier.at(LaneId::FIRST).0;
         Ok(())
     }

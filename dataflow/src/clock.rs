@@ -17,10 +17,11 @@ use tokio::sync::mpsc;
 
 use crate::{
     catalog::Catalog,
-    document::{Arriving, Content, Record},
+    document::{Arriving, Content, Record, Workers},
     error::DataflowError,
     metrics::Metrics,
     snapshot::Publisher,
+    view::Command,
     worker::{Report, TickBatch},
 };
 
@@ -47,15 +48,25 @@ const WALK_BESIDE_LIVE: Duration = Duration::from_millis(3);
 const WALK_ALONE: Duration = Duration::from_millis(20);
 /// Live changes count as coming in for this long after the last one.
 const LIVE_FOR: Duration = Duration::from_millis(250);
-/// Least and most documents walked per tick.
-const WALK_LIMITS: (usize, usize) = (64, 32_768);
+/// Least and most documents that each worker walks per tick. Few in tests, whose short histories then take several slices.
+const WALK_LIMITS: (usize, usize) = if cfg!(test) { (2, 8) } else { (64, 32_768) };
 
-/// Runs ticks. `run_tick` hands a batch to every worker and collects their reports.
+/// What has arrived for a tick.
+struct Gathered {
+    now: i64,
+    commands: Vec<Command>,
+    /// By the worker whose they are.
+    documents: Vec<Vec<Arriving>>,
+    count: usize,
+}
+
+/// Runs ticks. `run_tick` hands a batch and each worker's documents to the workers, and collects their reports.
 pub(crate) struct TickClock<R> {
     pub(crate) run_tick: R,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) wall: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
+    workers: Workers,
     catalog: Catalog,
     tick: Tick,
     frontier: Frontier,
@@ -70,8 +81,14 @@ pub(crate) struct TickClock<R> {
     stalled: bool,
 }
 
-impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
-    pub(crate) fn new(run_tick: R, publisher: Arc<Publisher>, wall: Arc<dyn Clock>, metrics: Metrics) -> Self {
+impl<R: FnMut(&TickBatch, Vec<Vec<Arriving>>) -> Result<Vec<Report>, DataflowError>> TickClock<R> {
+    pub(crate) fn new(
+        run_tick: R,
+        workers: Workers,
+        publisher: Arc<Publisher>,
+        wall: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Self {
         let now = wall.now_micros();
         // A new engine goes on counting where the last one of this process stopped, so that snapshots keep their order.
         let tick = publisher.snapshot().tick;
@@ -80,7 +97,8 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
             publisher,
             wall,
             metrics,
-            catalog: Catalog::default(),
+            workers,
+            catalog: Catalog::new(workers),
             tick,
             frontier: Frontier::default(),
             stamp: 0,
@@ -118,7 +136,7 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
 
     /// One tick with everything that has arrived.
     fn step(&mut self, first: Option<Event>, events: &mut mpsc::Receiver<Event>) -> Result<(), DataflowError> {
-        let mut batch = TickBatch { now: self.wall.now_micros(), ..TickBatch::default() };
+        let mut batch = self.gather();
         let mut records = 0;
         let mut next = first;
         let mut scan_done = None;
@@ -151,7 +169,7 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
                 }
                 Event::Stalled => self.stalled = true,
             }
-            if scan_done.is_none() && batch.documents.len() < MAX_BATCH {
+            if scan_done.is_none() && batch.count < MAX_BATCH {
                 next = events.try_recv().ok();
             }
         }
@@ -172,11 +190,21 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
         Ok(())
     }
 
+    fn gather(&self) -> Gathered {
+        let documents = (0..self.workers.count()).map(|_| Vec::new()).collect();
+        Gathered { now: self.wall.now_micros(), commands: Vec::new(), documents, count: 0 }
+    }
+
     /// Notes the stamp of a document, and turns a definition into commands.
-    fn take(&mut self, document: Arriving, batch: &mut TickBatch) {
+    fn take(&mut self, document: Arriving, batch: &mut Gathered) {
         self.stamp = self.stamp.max(document.stamp.0);
         match &document.content {
-            Content::Document(_) => batch.documents.push(document),
+            Content::Document(_) => {
+                if let Some(of_worker) = batch.documents.get_mut(document.home) {
+                    of_worker.push(document);
+                    batch.count += 1;
+                }
+            }
             Content::Definition(body) => {
                 let key = &document.key;
                 let body = body.as_ref().map(|body| body.get());
@@ -186,38 +214,41 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
     }
 
     /// Runs a batch of so many records as one tick, and what it replaces leaves in ticks of their own right behind.
-    fn run_batch(&mut self, mut batch: TickBatch, live: usize) -> Result<(), DataflowError> {
+    fn run_batch(&mut self, batch: Gathered, live: usize) -> Result<(), DataflowError> {
         if live > 0 {
             self.last_live = Instant::now();
         }
-        batch.walk = self.walk;
+        for (worker, documents) in batch.documents.iter().enumerate() {
+            self.metrics.taken(worker, documents.len());
+        }
         let started = Instant::now();
-        let walked = self.run(batch)?;
+        let walked = self.run(batch, self.walk)?;
         let took = started.elapsed();
-        self.metrics.tick(took, live, walked);
-        self.adapt(took, walked);
+        self.metrics.tick(took, live, walked.iter().sum());
+        self.adapt(took, walked.into_iter().max().unwrap_or_default());
         loop {
-            let commands = self.catalog.swap();
+            let commands = self.catalog.leave();
             if commands.is_empty() {
                 return Ok(());
             }
-            self.run(TickBatch { now: self.wall.now_micros(), commands, ..TickBatch::default() })?;
+            self.run(Gathered { commands, ..self.gather() }, 0)?;
         }
     }
 
-    /// One tick: hands the batch to the worker and takes its report in. Returns how much was walked.
-    fn run(&mut self, mut batch: TickBatch) -> Result<usize, DataflowError> {
+    /// One tick: hands the batch to the workers and takes their reports in. Returns how much each has walked of at most
+    /// `walk`.
+    fn run(&mut self, batch: Gathered, walk: usize) -> Result<Vec<usize>, DataflowError> {
         self.tick = Tick(self.tick.0 + 1);
-        batch.tick = self.tick;
-        batch.stamp = self.stamp;
-        let report = (self.run_tick)(batch)?;
-        self.walking = report.walking;
-        self.catalog.tables(report.published.tables, report.published.errors);
-        self.catalog.progress(&report.progress, &report.completed);
-        Ok(report.walked)
+        let Gathered { now, commands, documents, .. } = batch;
+        let reports =
+            (self.run_tick)(&TickBatch { tick: self.tick, now, stamp: self.stamp, commands, walk }, documents)?;
+        self.walking = reports.iter().any(|report| report.walking);
+        let walked = reports.iter().map(|report| report.walked).collect();
+        self.catalog.take(reports);
+        Ok(walked)
     }
 
-    /// Sizes the next slice so that a tick's walk stays within its time.
+    /// Sizes the next slice so that a tick's walk, `walked` by the worker that walked most, stays within its time.
     fn adapt(&mut self, took: Duration, walked: usize) {
         let allowed = if self.last_live.elapsed() < LIVE_FOR { WALK_BESIDE_LIVE } else { WALK_ALONE };
         if walked < self.walk {

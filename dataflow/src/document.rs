@@ -6,7 +6,7 @@
 //! The store is a slab with a hash index: an upsert costs one hash look-up (differential's upsert arrangement costs
 //! 3-18 µs), and since a backfill evaluates the *current* version of each slot it needs no older ones.
 
-use std::sync::Arc;
+use std::{num::NonZeroU8, sync::Arc};
 
 use hashbrown::HashMap;
 use schemas::{
@@ -33,7 +33,25 @@ impl DocKey {
     }
 }
 
-/// A document's home among the workers.
+/// How many workers share the documents out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workers(pub(crate) NonZeroU8);
+
+impl Workers {
+    pub(crate) fn count(self) -> usize {
+        self.0.get().into()
+    }
+
+    /// The worker whose a document is: the one to which the graph's exchanges send what has the same partition.
+    fn home(self, key: &DocKey) -> usize {
+        match u64::from(self.0.get()) {
+            1 => 0,
+            workers => usize::try_from(key.partition() % workers).unwrap_or_default(),
+        }
+    }
+}
+
+/// A document's home among the workers, before it is cut to their number.
 pub(crate) fn partition(domain: &DomainId, kind: DocKind, id: &str) -> u64 {
     use std::hash::{Hash, Hasher};
     let mut hasher = siphasher::sip::SipHasher13::new();
@@ -50,7 +68,7 @@ pub(crate) struct Version {
     pub(crate) subtype: Option<Arc<str>>,
 }
 
-/// A change record whose documents have been read. That is done where the source is awaited: the dataflow's own thread is
+/// A change record whose documents have been read. That is done where the source is awaited: the clock's thread is
 /// the one that cannot be doubled.
 #[derive(Debug)]
 pub(crate) struct Record {
@@ -63,6 +81,8 @@ pub(crate) struct Record {
 #[derive(Debug)]
 pub(crate) struct Arriving {
     pub(crate) key: DocKey,
+    /// The worker whose it is.
+    pub(crate) home: usize,
     pub(crate) stamp: Stamp,
     pub(crate) content: Content,
 }
@@ -78,16 +98,16 @@ pub(crate) enum Content {
 
 impl Record {
     /// Reads the documents of a change record.
-    pub(crate) fn read(record: &ChangeRecord) -> Self {
+    pub(crate) fn read(record: &ChangeRecord, workers: Workers) -> Self {
         let domain = record.domain.clone();
-        let documents = record.documents.iter().map(|document| Arriving::read(&domain, document)).collect();
+        let documents = record.documents.iter().map(|document| Arriving::read(&domain, document, workers)).collect();
         Self { position: record.position, domain, documents }
     }
 }
 
 impl Arriving {
     /// Reads one document.
-    pub(crate) fn read(domain: &DomainId, document: &ChangedDocument) -> Self {
+    pub(crate) fn read(domain: &DomainId, document: &ChangedDocument, workers: Workers) -> Self {
         let key = DocKey { domain: domain.clone(), kind: document.kind, id: document.id.clone() };
         let stamp = document.stamp;
         let content = if document.kind.is_definition() {
@@ -101,7 +121,7 @@ impl Arriving {
                 }
             }))
         };
-        Self { key, stamp, content }
+        Self { home: workers.home(&key), key, stamp, content }
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod build;
 mod index;
+mod union;
 
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ use schemas::{
 
 use build::{Content, batch, compact};
 use index::{Index, RowIds, VersionIndex};
+
+pub(crate) use union::union;
 
 /// Neighbouring segments of one size class that are merged into one.
 const FAN: usize = 8;

@@ -85,8 +85,10 @@ pub(crate) struct Instance {
 pub(crate) enum Command {
     /// Start building an instance.
     Install(Arc<Instance>),
-    /// Forget an instance and its table.
+    /// Forget an instance and its table. What an aggregate view was given is taken back.
     Retire(ViewNo),
+    /// All workers have taken back what a retired aggregate view was given: nothing of it comes any more.
+    Forget(ViewNo),
     /// Evaluate every document of a row view again, because the day has changed.
     Revisit(Arc<Instance>),
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::atomic::{AtomicI64, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
 };
 
 use parking_lot::Mutex as PlainMutex;
@@ -604,7 +604,16 @@ async fn settled(dataflow: &Dataflow, position: Position) -> Arc<Snapshot> {
     }
 }
 
+fn config(workers: u8) -> DataflowConfig {
+    DataflowConfig { queue: 4, workers: workers.try_into().unwrap() }
+}
+
+/// Follows the steps with one worker, with two and with three.
 fn history(steps: &[Step]) {
+    (1..=3).for_each(|workers| followed(steps, workers));
+}
+
+fn followed(steps: &[Step], workers: u8) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let store = Store::default();
@@ -640,7 +649,7 @@ fn history(steps: &[Step]) {
             last = commit(&mut store.0.lock(), step).unwrap_or(last);
         }
         // The first third is found by the scan, the rest comes through the log.
-        let dataflow = Dataflow::start(DataflowConfig { queue: 4 }, Arc::new(store.clone()), clock);
+        let dataflow = Dataflow::start(config(workers), Arc::new(store.clone()), clock);
         for step in rest {
             let committed = commit(&mut store.0.lock(), step);
             match committed {
@@ -728,7 +737,7 @@ async fn a_changed_name_concerns_those_who_use_it() {
         ),
     ]);
     let clock = Arc::new(SetClock(AtomicI64::new(1_000_000)));
-    let dataflow = Dataflow::start(DataflowConfig { queue: 4 }, Arc::new(store.clone()), clock);
+    let dataflow = Dataflow::start(config(1), Arc::new(store.clone()), clock);
     let failed = |position| {
         let dataflow = Arc::clone(&dataflow);
         async move {
@@ -774,4 +783,81 @@ async fn a_changed_name_concerns_those_who_use_it() {
     let snapshot = settled(&dataflow, position).await;
     compare(&store.0.lock(), &snapshot);
     dataflow.shutdown().await;
+}
+
+/// A clock that fails once when it is told to, and with it the thread that asks it.
+#[derive(Debug, Default)]
+struct Fragile(AtomicBool);
+
+impl Clock for Fragile {
+    fn now_micros(&self) -> i64 {
+        assert!(!self.0.swap(false, Ordering::Relaxed), "the clock fails");
+        1_000_000
+    }
+}
+
+/// A store whose log is cut off once when it is told to, and that counts its scans.
+#[derive(Clone, Debug, Default)]
+struct Trimmed {
+    store: Store,
+    cut: Arc<AtomicBool>,
+    scans: Arc<AtomicUsize>,
+}
+
+struct TrimmedTail(Box<dyn schemas::port::ChangeSource>, Arc<AtomicBool>);
+
+#[async_trait]
+impl schemas::port::ChangeSource for TrimmedTail {
+    async fn next(&mut self) -> Result<SourceEvent, SourceError> {
+        if self.1.swap(false, Ordering::Relaxed) {
+            return Err(SourceError::Gap { lane: LaneId::FIRST, wanted: Sequence(1), earliest: Sequence(2) });
+        }
+        self.0.next().await
+    }
+}
+
+#[async_trait]
+impl Bootstrap for Trimmed {
+    async fn scan(&self) -> Result<Box<dyn BootstrapScan>, SourceError> {
+        self.scans.fetch_add(1, Ordering::Relaxed);
+        self.store.scan().await
+    }
+    async fn changes(&self, from: Frontier) -> Result<Box<dyn schemas::port::ChangeSource>, SourceError> {
+        Ok(Box::new(TrimmedTail(self.store.changes(from).await?, Arc::clone(&self.cut))))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_workers_share_the_documents_fail_together_and_stop() {
+    let store = Trimmed::default();
+    let clock = Arc::new(Fragile::default());
+    let mother = |id| Step::Mother { id, owner: 1, high: true };
+    let source = |id: &str, body| (DocKind::DataSource, id.to_owned(), Some(body));
+    let put = |step: &Step| commit(&mut store.store.0.lock(), step).unwrap();
+    store.store.0.lock().commit(vec![source("mothers", mothers()), source("children", children(false))]);
+    let mut last = put(&mother(0));
+    let dataflow = Dataflow::start(config(2), Arc::new(store.clone()), Arc::<Fragile>::clone(&clock));
+    for id in 1..30 {
+        last = put(&mother(id));
+    }
+    let snapshot = settled(&dataflow, last).await;
+    compare(&store.store.0.lock(), &snapshot);
+    let records = dataflow.worker_records();
+    assert!(records.len() == 2 && records.iter().all(|count| *count > 0), "{records:?}");
+    assert_eq!(records.iter().sum::<u64>(), 30);
+
+    for (failure, id) in [(&clock.0, 1), (&*store.cut, 2)] {
+        let scans = store.scans.load(Ordering::Relaxed);
+        failure.store(true, Ordering::Relaxed);
+        let built_anew = async {
+            while store.scans.load(Ordering::Relaxed) == scans {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), built_anew).await.expect("the workers did not end");
+        last = put(&Step::Child { id, mother: 1, kg: Some(3) });
+        let snapshot = settled(&dataflow, last).await;
+        compare(&store.store.0.lock(), &snapshot);
+    }
+    tokio::time::timeout(Duration::from_secs(60), dataflow.shutdown()).await.expect("the workers did not end");
 }

@@ -236,7 +236,7 @@ impl Engine {
         let end = round_zero(Tick(batch.tick.0 + 1));
         self.arrivals.advance_to(end);
         self.nudges.advance_to(end);
-        self.follow(worker, end)?;
+        self.finish(worker, end)?;
         if let Some(error) = self.state.failed.borrow_mut().take() {
             return Err(error.into());
         }
@@ -256,7 +256,7 @@ impl Engine {
     }
 
     /// Steps until everything before `end` has passed every operator of every worker.
-    fn follow(&self, worker: &mut Worker, end: u64) -> Result<(), DataflowError> {
+    fn finish(&self, worker: &mut Worker, end: u64) -> Result<(), DataflowError> {
         if worker.peers() == 1 {
             while self.probe.less_than(&end) {
                 worker.step();

@@ -168,18 +168,34 @@ impl Evaluator {
         self.instances.insert(instance.no, std::sync::Arc::clone(instance));
     }
 
-    /// Forgets a view. What its documents asked for is taken back when they are evaluated next.
-    pub(crate) fn retire(&mut self, no: ViewNo) {
-        if let Some(instance) = self.instances.remove(&no)
-            && let Logic::Rows(logic) = &instance.logic
-            && let Some(views) = self.kinds.get_mut(&(instance.domain.clone(), logic.kind()))
-        {
+    /// Forgets a row view; returns its domain and the kinds of question it asked. What its documents asked for is taken back
+    /// when they are evaluated next.
+    pub(crate) fn retire(&mut self, no: ViewNo) -> Option<(DomainId, BTreeSet<RelationKind>)> {
+        let instance = self.instances.remove(&no)?;
+        let Logic::Rows(logic) = &instance.logic else { return None };
+        if let Some(views) = self.kinds.get_mut(&(instance.domain.clone(), logic.kind())) {
             views.any.remove(no);
             views.by_subtype.retain(|_, views| {
                 views.remove(no);
                 !views.is_empty()
             });
         }
+        Some((instance.domain.clone(), logic.relations()))
+    }
+
+    /// Forgets kinds of question that no view of the domain asks any longer, and their answers: nobody tells of their changes.
+    pub(crate) fn forget(&mut self, domain: &DomainId, gone: &[RelationKind]) {
+        self.subjects.retain(|key, subject| {
+            if key.domain != *domain {
+                return true;
+            }
+            subject.answers.retain(|question, _| !gone.contains(&question.kind));
+            subject.asked.retain_mut(|(_, questions)| {
+                questions.retain(|question| !gone.contains(&question.kind));
+                !questions.is_empty()
+            });
+            !subject.asked.is_empty()
+        });
     }
 
     /// Starts a tick.

@@ -2,8 +2,15 @@
 //!
 //! A row may read the document of an id, the subcases of a case, the forms of a case. Each such question is a
 //! [`RelationKey`]; the worker that owns the key holds the answer and the set of documents (*subjects*) that asked.
+//!
+//! Only kinds of question that an installed view asks are kept up ([`Relations::want`]): to look into every form for the
+//! cases that it touched, and to hold what was found, costs more than most views do.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use hashbrown::{HashMap, HashSet};
 use schemas::{
@@ -50,6 +57,17 @@ impl RelationKind {
                 "Application" => Some(Self::Document(DocKind::Application)),
                 _ => None,
             },
+        }
+    }
+
+    /// The kind of document that answers are made of, if they are kept; the document of an id is found by its key.
+    pub(crate) const fn contributor(self) -> Option<DocKind> {
+        match self {
+            Self::Document(_) => None,
+            Self::Subcases => Some(DocKind::Case),
+            Self::FormsOfCase => Some(DocKind::Form),
+            Self::Ledgers => Some(DocKind::Ledger),
+            Self::CaseSharingGroups | Self::ReportingGroups => Some(DocKind::Group),
         }
     }
 }
@@ -100,18 +118,16 @@ pub(crate) struct Answer {
     pub(crate) related: Related,
 }
 
-/// The question for a document's own id, which it answers alone.
-pub(crate) fn own_id(key: &DocKey) -> RelationKey {
-    RelationKey { domain: key.domain.clone(), kind: RelationKind::Document(key.kind), id: key.id.as_str().into() }
-}
-
-/// What a document contributes to besides the question for its own id: those of the cases it points to, touched, or counts
-/// the stock of.
-pub(crate) fn contributions(key: &DocKey, version: Option<&Version>) -> Vec<RelationKey> {
+/// The questions that a document contributes to, of the kinds that are `wanted`: those of the cases it points to, touched, or
+/// counts the stock of.
+fn contributions(key: &DocKey, version: Option<&Version>, wanted: &impl Fn(RelationKind) -> bool) -> Vec<RelationKey> {
     let question = |kind, id: &str| RelationKey { domain: key.domain.clone(), kind, id: id.into() };
     let mut found = Vec::new();
     let Some(version) = version else { return found };
     match key.kind {
+        DocKind::Case if !wanted(RelationKind::Subcases) => {}
+        DocKind::Form if !wanted(RelationKind::FormsOfCase) => {}
+        DocKind::Ledger if !wanted(RelationKind::Ledgers) => {}
         DocKind::Case => {
             if let Some(View::List(indices)) = version.doc.get(Symbol::intern("indices")).map(Node::view) {
                 let referenced = Symbol::intern("referenced_id");
@@ -136,6 +152,7 @@ pub(crate) fn contributions(key: &DocKey, version: Option<&Version>) -> Vec<Rela
                 (is("case_sharing"), RelationKind::CaseSharingGroups),
                 (is("reporting"), RelationKind::ReportingGroups),
             ];
+            let kinds = kinds.map(|(on, kind)| (on && wanted(kind), kind));
             if let Some(View::List(users)) = version.doc.get(Symbol::intern("users")).map(Node::view) {
                 for id in users.iter().filter_map(Node::as_text) {
                     found.extend(kinds.iter().filter(|(on, _)| *on).map(|(_, kind)| question(*kind, id)));
@@ -195,11 +212,79 @@ pub(crate) struct Relations {
     subjects: HashMap<RelationKey, HashSet<DocKey>>,
     /// The answers to all other questions.
     answers: HashMap<RelationKey, Vec<(DocKey, Version)>>,
+    /// Kinds of question that views of a domain ask, with the number of views.
+    wanted: HashMap<DomainId, BTreeMap<RelationKind, usize>>,
 }
 
 impl Relations {
     pub(crate) fn new(documents: Rc<RefCell<Documents>>) -> Self {
-        Self { documents, subjects: HashMap::new(), answers: HashMap::new() }
+        Self { documents, subjects: HashMap::new(), answers: HashMap::new(), wanted: HashMap::new() }
+    }
+
+    /// A view of the domain asks these kinds of question from now on. Returns those whose answers are still empty: the
+    /// documents that they are made of have to contribute before the view is complete.
+    pub(crate) fn want(&mut self, domain: &DomainId, kinds: &BTreeSet<RelationKind>) -> Vec<RelationKind> {
+        let wanted = self.wanted.entry(domain.clone()).or_default();
+        let mut fresh = Vec::new();
+        for kind in kinds {
+            let views = wanted.entry(*kind).or_default();
+            *views += 1;
+            if *views == 1 && kind.contributor().is_some() {
+                fresh.push(*kind);
+            }
+        }
+        fresh
+    }
+
+    /// A view that asked these kinds of question is gone. Returns those that nobody asks any longer; their answers, and who
+    /// asked, are forgotten.
+    pub(crate) fn unwant(&mut self, domain: &DomainId, kinds: &BTreeSet<RelationKind>) -> Vec<RelationKind> {
+        let Some(wanted) = self.wanted.get_mut(domain) else { return Vec::new() };
+        let mut gone = Vec::new();
+        for kind in kinds {
+            let Some(views) = wanted.get_mut(kind) else { continue };
+            *views -= 1;
+            if *views == 0 {
+                wanted.remove(kind);
+                gone.push(*kind);
+            }
+        }
+        if !gone.is_empty() {
+            let stays = |question: &RelationKey| question.domain != *domain || !gone.contains(&question.kind);
+            self.answers.retain(|question, _| stays(question));
+            self.subjects.retain(|question, _| stays(question));
+        }
+        gone
+    }
+
+    /// What a document that has changed means for the questions that are asked.
+    pub(crate) fn changes(
+        &self,
+        key: &DocKey,
+        before: Option<&Version>,
+        now: Option<&Version>,
+        say: &mut impl FnMut(Related),
+    ) {
+        let Some(wanted) = self.wanted.get(&key.domain) else { return };
+        let is_wanted = |kind| wanted.contains_key(&kind);
+        let old = contributions(key, before, &is_wanted);
+        let new = contributions(key, now, &is_wanted);
+        for relation in old.into_iter().filter(|relation| !new.contains(relation)) {
+            say(Related { relation, document: key.clone(), version: None });
+        }
+        let own = RelationKind::Document(key.kind);
+        let own =
+            is_wanted(own).then(|| RelationKey { domain: key.domain.clone(), kind: own, id: key.id.as_str().into() });
+        for relation in new.into_iter().chain(own) {
+            say(Related { relation, document: key.clone(), version: now.cloned() });
+        }
+    }
+
+    /// What a document contributes to one kind of question that is asked for the first time.
+    pub(crate) fn contribute(key: &DocKey, version: &Version, kind: RelationKind, say: &mut impl FnMut(Related)) {
+        for relation in contributions(key, Some(version), &|wanted| wanted == kind) {
+            say(Related { relation, document: key.clone(), version: Some(version.clone()) });
+        }
     }
 
     /// Takes in a change of an answer and tells every subject that asked.

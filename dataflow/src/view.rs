@@ -3,7 +3,7 @@
 //! Installing, replacing and dropping a view is data that travels with a tick (architecture D6): the graph never
 //! changes. A replaced definition is a second instance that is built beside the first.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use schemas::{
     change::DocKind,
@@ -12,7 +12,7 @@ use schemas::{
 };
 use udf::{DataSource, Gate, aggregate_view::AggregateView};
 
-use crate::document::Version;
+use crate::{document::Version, relation::RelationKind};
 
 /// Number of an installed instance; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -47,6 +47,16 @@ impl RowLogic {
         match self {
             Self::Source(source) => source.kind(),
             Self::Documents(kind) => *kind,
+        }
+    }
+
+    /// Kinds of question that its rows may ask about other documents.
+    pub(crate) fn relations(&self) -> BTreeSet<RelationKind> {
+        match self {
+            Self::Source(source) => {
+                source.demands().iter().filter_map(|demand| RelationKind::of(&demand.relation)).collect()
+            }
+            Self::Documents(_) => BTreeSet::new(),
         }
     }
 

@@ -45,6 +45,7 @@ use crate::{
     error::{DataflowError, TableError},
     evaluate::Evaluator,
     peers::Ended,
+    relation::{RelationKind, Relations},
     rows::{Feed, IndexNo, Published, Reader, Tables},
     table::walk_length,
     view::{Command, Instance, Logic, ViewNo},
@@ -106,6 +107,8 @@ enum Arrival {
     Upsert { key: DocKey, version: Option<Version>, stamp: Stamp },
     /// Evaluate the documents in places `start..end` for a view being built.
     Visit { view: ViewNo, domain: DomainId, kind: DocKind, start: usize, end: usize },
+    /// Let the documents in places `start..end` contribute to a kind of question that is asked for the first time.
+    Contribute { domain: DomainId, relation: RelationKind, start: usize, end: usize },
 }
 
 /// Rows of a table as it stood, for a reader that came later.
@@ -122,6 +125,8 @@ struct RowWalk {
 enum Walk {
     /// Evaluates every document of a kind for a view.
     Documents { view: ViewNo, domain: DomainId, kind: DocKind, next: usize, total: usize },
+    /// Lets every document that can contribute to a kind of question that a view asks for the first time.
+    Contributions { view: ViewNo, domain: DomainId, relation: RelationKind, next: usize, total: usize },
     /// Gives a reader the rows of a table as it stood, or takes them back.
     Rows { view: ViewNo, table: Arc<Table>, feed: Feed, diff: isize, next: usize, total: usize },
 }
@@ -129,13 +134,15 @@ enum Walk {
 impl Walk {
     const fn view(&self) -> ViewNo {
         match self {
-            Self::Documents { view, .. } | Self::Rows { view, .. } => *view,
+            Self::Documents { view, .. } | Self::Contributions { view, .. } | Self::Rows { view, .. } => *view,
         }
     }
 
     const fn range(&self) -> (usize, usize) {
         match self {
-            Self::Documents { next, total, .. } | Self::Rows { next, total, .. } => (*next, *total),
+            Self::Documents { next, total, .. }
+            | Self::Contributions { next, total, .. }
+            | Self::Rows { next, total, .. } => (*next, *total),
         }
     }
 }
@@ -144,6 +151,7 @@ impl Walk {
 #[derive(Clone)]
 struct State {
     documents: Rc<RefCell<Documents>>,
+    relations: Rc<RefCell<Relations>>,
     evaluator: Rc<RefCell<Evaluator>>,
     tables: Rc<RefCell<Tables>>,
     aggregates: Rc<RefCell<Aggregates>>,
@@ -180,6 +188,7 @@ impl Engine {
         let tables: Rc<RefCell<Tables>> = Rc::default();
         let state = State {
             evaluator: Rc::new(RefCell::new(Evaluator::new(Rc::clone(&documents), Rc::clone(&tables)))),
+            relations: Rc::new(RefCell::new(Relations::new(Rc::clone(&documents)))),
             documents,
             tables,
             aggregates: Rc::default(),
@@ -292,8 +301,14 @@ impl Engine {
         self.state.tables.borrow_mut().install(instance);
         self.progress.insert(instance.no, (0, 0));
         match &instance.logic {
-            Logic::Rows(_) => {
+            Logic::Rows(logic) => {
                 self.state.evaluator.borrow_mut().install(instance);
+                for relation in self.state.relations.borrow_mut().want(&instance.domain, &logic.relations()) {
+                    let Some(kind) = relation.contributor() else { continue };
+                    let (view, domain) = (instance.no, instance.domain.clone());
+                    let total = self.state.documents.borrow().count(&domain, kind);
+                    self.walks.push_back(Walk::Contributions { view, domain, relation, next: 0, total });
+                }
                 self.visit_all(instance);
             }
             Logic::Groups { view, inputs } => {
@@ -350,7 +365,17 @@ impl Engine {
     fn retire(&mut self, no: ViewNo, tick: Tick) -> Result<(), TableError> {
         self.walks.retain(|walk| !matches!(walk, Walk::Documents { view, .. } if *view == no));
         self.progress.remove(&no);
-        self.state.evaluator.borrow_mut().retire(no);
+        let mut evaluator = self.state.evaluator.borrow_mut();
+        if let Some((domain, asked)) = evaluator.retire(no) {
+            let gone = self.state.relations.borrow_mut().unwant(&domain, &asked);
+            self.walks.retain(|walk| {
+                !matches!(walk, Walk::Contributions { domain: of, relation, .. } if *of == domain && gone.contains(relation))
+            });
+            if !gone.is_empty() {
+                evaluator.forget(&domain, &gone);
+            }
+        }
+        drop(evaluator);
         let mut tables = self.state.tables.borrow_mut();
         if let Some(indexes) = self.state.aggregates.borrow_mut().retire(no) {
             let readers = indexes.iter().map(|index| Reader::Index(*index)).chain([Reader::Base(no)]);
@@ -394,6 +419,11 @@ impl Engine {
                         let arrival =
                             Arrival::Visit { view: *view, domain: domain.clone(), kind: *kind, start: *next, end };
                         self.arrivals.send(arrival);
+                        *next = end;
+                    }
+                    Walk::Contributions { domain, relation, next, .. } => {
+                        let (domain, relation, start) = (domain.clone(), *relation, *next);
+                        self.arrivals.send(Arrival::Contribute { domain, relation, start, end });
                         *next = end;
                     }
                     Walk::Rows { table, feed, diff, next, .. } => {

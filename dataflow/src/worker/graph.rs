@@ -18,7 +18,7 @@ use super::{Arrival, RowWalk, State, round_zero, tick_of};
 use crate::{
     aggregate::{JoinKey, Joined, Next},
     evaluate::{Changed, Reach, RowChange, Said},
-    relation::{Answer, Demand, Related, Relations, contributions, own_id},
+    relation::{Answer, Demand, Related, Relations},
     rows::{Difference, Reader},
     table::walk,
     view::ViewNo,
@@ -45,13 +45,14 @@ pub(super) fn evaluation<'s>(
 
 /// Keeps the present documents; says which changed, and what each contributes to.
 fn documents<'s>(arriving: Stream<'s, Arrival>, state: &State) -> (Stream<'s, Changed>, Stream<'s, Related>) {
-    let documents = Rc::clone(&state.documents);
+    let (documents, relations) = (Rc::clone(&state.documents), Rc::clone(&state.relations));
     arriving
         .unary(Pipeline, "Documents", move |_, _| {
             move |input, output| {
                 input.for_each(|capability, arrivals| {
                     let mut session = output.session(&capability);
                     let mut documents = documents.borrow_mut();
+                    let relations = relations.borrow();
                     for arrival in arrivals.drain(..) {
                         match arrival {
                             Arrival::Visit { view, domain, kind, start, end } => {
@@ -59,17 +60,19 @@ fn documents<'s>(arriving: Stream<'s, Arrival>, state: &State) -> (Stream<'s, Ch
                                     session.give(Ok(Changed { key: key.clone(), reach: Reach::Only(view) }));
                                 }
                             }
+                            Arrival::Contribute { domain, relation, start, end } => {
+                                let kind = relation.contributor();
+                                for (key, version) in
+                                    kind.iter().flat_map(|kind| documents.slice(&domain, *kind, start, end))
+                                {
+                                    let mut say = |related| session.give(Err(related));
+                                    Relations::contribute(key, version, relation, &mut say);
+                                }
+                            }
                             Arrival::Upsert { key, version, stamp } => {
                                 let Some(before) = documents.upsert(&key, stamp, version.clone()) else { continue };
-                                let old = contributions(&key, before.as_ref());
-                                let new = contributions(&key, version.as_ref());
-                                for relation in old.into_iter().filter(|relation| !new.contains(relation)) {
-                                    session.give(Err(Related { relation, document: key.clone(), version: None }));
-                                }
-                                for relation in new.into_iter().chain([own_id(&key)]) {
-                                    let (document, version) = (key.clone(), version.clone());
-                                    session.give(Err(Related { relation, document, version }));
-                                }
+                                let mut say = |related| session.give(Err(related));
+                                relations.changes(&key, before.as_ref(), version.as_ref(), &mut say);
                                 session.give(Ok(Changed { key, reach: Reach::Every { before } }));
                             }
                         }
@@ -124,11 +127,10 @@ fn evaluate<'s>(
 
 /// Answers demands from the documents that contribute, and tells subjects of changes.
 fn relate<'s>(related: Stream<'s, Related>, demands: Stream<'s, Demand>, state: &State) -> Stream<'s, Answer> {
-    let documents = Rc::clone(&state.documents);
+    let relations = Rc::clone(&state.relations);
     let related_home = Exchange::new(|related: &Related| related.relation.partition());
     let demand_home = Exchange::new(|demand: &Demand| demand.relation.partition());
     related.binary_frontier(demands, related_home, demand_home, "Relate", move |_, _| {
-        let mut relations = Relations::new(documents);
         let mut rounds: Rounds<Related, Demand> = BTreeMap::new();
         move |(related, related_frontier), (demands, demands_frontier), output| {
             related.for_each(|capability, data| {
@@ -148,6 +150,7 @@ fn relate<'s>(related: Stream<'s, Related>, demands: Stream<'s, Demand>, state: 
                 let (capability, related, demands) = round.remove();
                 let mut session = output.session(&capability);
                 let mut tell = |answer| session.give(answer);
+                let mut relations = relations.borrow_mut();
                 related.into_iter().for_each(|related| relations.relate(related, &mut tell));
                 demands.into_iter().for_each(|demand| relations.demand(demand, &mut tell));
             }

@@ -785,6 +785,38 @@ async fn a_changed_name_concerns_those_who_use_it() {
     dataflow.shutdown().await;
 }
 
+#[tokio::test]
+async fn what_changes_while_a_row_stops_reading_it_is_not_remembered() {
+    for workers in 1..=3 {
+        let store = Store::default();
+        store.0.lock().commit(vec![(DocKind::DataSource, "mothers".to_owned(), Some(mothers()))]);
+        let clock = Arc::new(SetClock(AtomicI64::new(1_000_000)));
+        let dataflow = Dataflow::start(config(workers), Arc::new(store.clone()), clock);
+        let mother = |owner: &str| {
+            let body =
+                json!({"_id": "m", "domain": DOMAIN, "doc_type": "CommCareCase", "type": "mother", "owner_id": owner});
+            (DocKind::Case, "m".to_owned(), Some(body))
+        };
+        let group = |users: &[&str]| {
+            let body = json!({"_id": "g", "domain": DOMAIN, "doc_type": "Group", "case_sharing": true, "users": users});
+            (DocKind::Group, "g".to_owned(), Some(body))
+        };
+        let transactions = [
+            vec![mother("asha")],
+            // Asha's groups change in the very tick in which the mother is no longer hers.
+            vec![mother("bina"), group(&["asha"])],
+            vec![group(&[])],
+            vec![mother("asha")],
+        ];
+        for changes in transactions {
+            let position = store.0.lock().commit(changes);
+            let snapshot = settled(&dataflow, position).await;
+            compare(&store.0.lock(), &snapshot);
+        }
+        dataflow.shutdown().await;
+    }
+}
+
 /// A clock that fails once when it is told to, and with it the thread that asks it.
 #[derive(Debug, Default)]
 struct Fragile(AtomicBool);

@@ -55,7 +55,7 @@ const WALK_LIMITS: (usize, usize) = if cfg!(test) { (2, 8) } else { (64, 32_768)
 struct Gathered {
     now: i64,
     commands: Vec<Command>,
-    /// By the worker whose they are.
+    /// By the worker that they belong to.
     documents: Vec<Vec<Arriving>>,
     count: usize,
 }

@@ -42,7 +42,7 @@ impl Workers {
         self.0.get().into()
     }
 
-    /// The worker whose a document is: the one to which the graph's exchanges send what has the same partition.
+    /// The worker that a document belongs to: the one to which the graph's exchanges send what has the same partition.
     fn home(self, key: &DocKey) -> usize {
         match u64::from(self.0.get()) {
             1 => 0,
@@ -51,7 +51,7 @@ impl Workers {
     }
 }
 
-/// A document's home among the workers, before it is cut to their number.
+/// The number that a document's home among the workers follows from.
 pub(crate) fn partition(domain: &DomainId, kind: DocKind, id: &str) -> u64 {
     use std::hash::{Hash, Hasher};
     let mut hasher = siphasher::sip::SipHasher13::new();
@@ -81,7 +81,7 @@ pub(crate) struct Record {
 #[derive(Debug)]
 pub(crate) struct Arriving {
     pub(crate) key: DocKey,
-    /// The worker whose it is.
+    /// The worker that it belongs to.
     pub(crate) home: usize,
     pub(crate) stamp: Stamp,
     pub(crate) content: Content,

@@ -10,7 +10,6 @@ mod pace;
 mod usage;
 
 use std::{
-    num::NonZeroU8,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -19,7 +18,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use dataflow::DataflowConfig;
+use dataflow::{DataflowConfig, Workers};
 use hdrhistogram::Histogram;
 use schemas::port::SystemClock;
 use serde::Serialize;
@@ -67,7 +66,7 @@ pub(crate) struct ViewsArgs {
     seconds: Option<u32>,
     /// Threads that keep the tables
     #[arg(long, value_name = "THREADS", default_value = "1")]
-    workers: NonZeroU8,
+    workers: Workers,
     /// Directory for the final tables
     #[arg(long, value_name = "DIR")]
     dump: PathBuf,

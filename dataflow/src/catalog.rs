@@ -27,7 +27,7 @@ use udf::{
 };
 
 use crate::{
-    document::Workers,
+    config::Workers,
     table::{TableWriter, union},
     view::{Command, DOCUMENT_TABLES, Instance, Logic, RowLogic, ViewNo, documents, view_errors},
     worker::Report,

@@ -17,7 +17,8 @@ use tokio::sync::mpsc;
 
 use crate::{
     catalog::Catalog,
-    document::{Arriving, Content, Record, Workers},
+    config::Workers,
+    document::{Arriving, Content, Record},
     error::DataflowError,
     metrics::Metrics,
     snapshot::Publisher,

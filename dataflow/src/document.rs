@@ -6,7 +6,7 @@
 //! The store is a slab with a hash index: an upsert costs one hash look-up (differential's upsert arrangement costs
 //! 3-18 µs), and since a backfill evaluates the *current* version of each slot it needs no older ones.
 
-use std::{num::NonZeroU8, sync::Arc};
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 use schemas::{
@@ -17,6 +17,8 @@ use schemas::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+use crate::config::Workers;
 
 /// Which document.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -33,18 +35,10 @@ impl DocKey {
     }
 }
 
-/// How many workers share the documents out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Workers(pub(crate) NonZeroU8);
-
 impl Workers {
-    pub(crate) fn count(self) -> usize {
-        self.0.get().into()
-    }
-
     /// The worker that a document belongs to: the one to which the graph's exchanges send what has the same partition.
     fn home(self, key: &DocKey) -> usize {
-        match u64::from(self.0.get()) {
+        match u64::from(u8::from(self)) {
             1 => 0,
             workers => usize::try_from(key.partition() % workers).unwrap_or_default(),
         }

@@ -15,8 +15,8 @@ use tokio::{
 
 use crate::{
     clock::{Event, TickClock},
-    config::DataflowConfig,
-    document::{Arriving, Record, Workers},
+    config::{DataflowConfig, Workers},
+    document::{Arriving, Record},
     error::DataflowError,
     metrics::{Metrics, WorkerRecords},
     peers::{self, Lead},
@@ -43,7 +43,7 @@ impl Dataflow {
     #[must_use]
     pub fn start(config: DataflowConfig, bootstrap: Arc<dyn Bootstrap>, clock: Arc<dyn Clock>) -> Arc<Self> {
         let publisher = Arc::new(Publisher::new());
-        let records = WorkerRecords::new(Workers(config.workers));
+        let records = WorkerRecords::new(config.workers);
         let (stop, stopped) = watch::channel(false);
         let supervisor = Supervisor {
             config,
@@ -129,7 +129,7 @@ impl Supervisor {
     }
 
     const fn workers(&self) -> Workers {
-        Workers(self.config.workers)
+        self.config.workers
     }
 
     /// Starts the workers on threads of their own; the clock runs on the first one's.

@@ -25,6 +25,6 @@ mod table;
 mod view;
 mod worker;
 
-pub use config::DataflowConfig;
+pub use config::{DataflowConfig, Workers, WorkersError};
 pub use engine::Dataflow;
 pub use error::{DataflowError, TableError};

@@ -12,7 +12,7 @@ use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
-use crate::document::Workers;
+use crate::config::Workers;
 
 /// Documents that each worker has taken in; how evenly the work is shared out.
 #[derive(Clone, Debug)]

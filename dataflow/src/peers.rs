@@ -19,7 +19,8 @@ use parking_lot::Mutex;
 use timely::worker::Worker;
 
 use crate::{
-    document::{Arriving, Workers},
+    config::Workers,
+    document::Arriving,
     error::DataflowError,
     worker::{Engine, Report, TickBatch},
 };
@@ -162,7 +163,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::{num::NonZeroU8, time::Duration};
+    use std::{sync::LazyLock, time::Duration};
 
     use schemas::{
         change::{ChangedDocument, DocKind},
@@ -175,7 +176,7 @@ mod tests {
     use super::*;
     use crate::view::{Command, Instance, Logic, RowLogic, ViewNo};
 
-    const THREE: Workers = Workers(NonZeroU8::MIN.saturating_add(2));
+    static THREE: LazyLock<Workers> = LazyLock::new(|| 3.try_into().unwrap());
 
     /// What three workers come to, of which the first leads through these ticks. They end, however long that takes a slow
     /// machine; that they never do is what this guards against.
@@ -188,7 +189,7 @@ mod tests {
         std::thread::spawn(move || {
             let (count, counted) = channel::<u64>();
             let led = threads(
-                THREE,
+                *THREE,
                 move |mut lead| {
                     for (batch, documents) in ticks {
                         let mut shares = vec![Vec::new(), Vec::new(), Vec::new()];
@@ -235,7 +236,7 @@ mod tests {
                     subtype: None,
                     body: Some(Arc::from(RawValue::from_string(body.to_owned()).unwrap())),
                 };
-                Arriving::read(&domain, &document, THREE)
+                Arriving::read(&domain, &document, *THREE)
             };
             let found = read(r#"{"username": "asha"}"#);
             if found.home == nameless { read("{}") } else { found }

@@ -1,8 +1,9 @@
 //! `millrace serve`: runs until it is told to stop.
 
-use std::{num::NonZeroU8, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Args;
+use dataflow::Workers;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::ConfigArgs;
@@ -24,7 +25,7 @@ pub(crate) struct ServeArgs {
     role: Vec<Role>,
     /// Threads that keep the tables; wins over the file
     #[arg(long, value_name = "THREADS")]
-    workers: Option<NonZeroU8>,
+    workers: Option<Workers>,
 }
 
 /// Starts the server and waits for SIGTERM or Ctrl-C; a second one does not wait for requests to finish.

@@ -604,7 +604,7 @@ async fn settled(dataflow: &Dataflow, position: Position) -> Arc<Snapshot> {
     }
 }
 
-fn config(workers: u8) -> DataflowConfig {
+fn config(workers: i64) -> DataflowConfig {
     DataflowConfig { queue: 4, workers: workers.try_into().unwrap() }
 }
 
@@ -613,7 +613,7 @@ fn history(steps: &[Step]) {
     (1..=3).for_each(|workers| followed(steps, workers));
 }
 
-fn followed(steps: &[Step], workers: u8) {
+fn followed(steps: &[Step], workers: i64) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let store = Store::default();

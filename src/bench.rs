@@ -18,6 +18,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use dataflow::{DataflowConfig, Workers};
 use hdrhistogram::Histogram;
 use schemas::port::SystemClock;
 use serde::Serialize;
@@ -63,12 +64,16 @@ pub(crate) struct ViewsArgs {
     /// How long to send at that rate
     #[arg(long, value_name = "SECONDS", requires = "rate", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: Option<u32>,
+    /// Threads that keep the tables
+    #[arg(long, value_name = "THREADS", default_value = "1")]
+    workers: Workers,
     /// Directory for the final tables
     #[arg(long, value_name = "DIR")]
     dump: PathBuf,
 }
 
-/// The line that is printed. Freshness is null in a backfill, where no record has a time at which it is due.
+/// The line that is printed. Freshness is null in a backfill, where no record has a time at which it is due. How the changes
+/// were shared out is said of several workers.
 #[derive(Debug, Serialize)]
 struct Figures {
     changes: u64,
@@ -80,6 +85,16 @@ struct Figures {
     kept_up: Option<bool>,
     cpu_s: f64,
     peak_rss_mb: f64,
+    #[serde(flatten)]
+    shares: Option<Shares>,
+}
+
+/// How the measured changes were shared out among the workers.
+#[derive(Debug, Serialize)]
+struct Shares {
+    worker_records: Vec<u64>,
+    /// The greatest share as a multiple of an even one.
+    skew: f64,
 }
 
 /// Runs the subcommand.
@@ -91,7 +106,8 @@ pub(crate) async fn run(command: BenchCommand) -> anyhow::Result<ExitCode> {
     let reader = Reader::open(&args.changes)?;
     std::fs::create_dir_all(&args.dump).with_context(|| format!("could not make {}", args.dump.display()))?;
     let domain = reader.domain().clone();
-    let pipeline = Pipeline::start(pipeline::sample_program(&domain)?, Arc::new(SystemClock));
+    let config = DataflowConfig { workers: args.workers, ..DataflowConfig::default() };
+    let pipeline = Pipeline::start(config, pipeline::sample_program(&domain)?, Arc::new(SystemClock));
     pipeline.live(&domain).await?;
     let figures = match args.rate.zip(args.seconds) {
         None => backfill(reader, &pipeline).await?,
@@ -108,7 +124,9 @@ async fn backfill(reader: Reader, pipeline: &Pipeline) -> anyhow::Result<Figures
     let (usage, started) = (Usage::now()?, Instant::now());
     let mut transactions = read_ahead(reader);
     let changes = feed(pipeline, &mut transactions, u64::MAX).await?;
-    Figures::new(changes, started.elapsed(), &usage)
+    let mut figures = Figures::new(changes, started.elapsed(), &usage)?;
+    figures.shares = Shares::since(&[], pipeline);
+    Ok(figures)
 }
 
 /// A part of the records unmeasured, and those behind it at a rate.
@@ -117,10 +135,12 @@ async fn paced(reader: Reader, pipeline: &Pipeline, preload: u64, rate: u32, sec
     let mut transactions = read_ahead(reader);
     feed(pipeline, &mut transactions, preload).await?;
     let (usage, limit) = (Usage::now()?, u64::from(rate) * u64::from(seconds));
+    let preloaded = pipeline.worker_records();
     let Fresh { changes, took, sending, freshness } = pace::send(pipeline, &domain, transactions, rate, limit).await?;
     let mut figures = Figures::new(changes, took, &usage)?;
     figures.kept_up = Some(took <= sending.mul_f64(1.1) + Duration::from_secs(1));
     figures.show(&freshness);
+    figures.shares = Shares::since(&preloaded, pipeline);
     Ok(figures)
 }
 
@@ -181,6 +201,7 @@ impl Figures {
             kept_up: None,
             cpu_s: rounded((usage.cpu - since.cpu).as_secs_f64()),
             peak_rss_mb: rounded(usage.peak_bytes as f64 / 1e6),
+            shares: None,
         })
     }
 
@@ -191,6 +212,19 @@ impl Figures {
         self.p95_ms = millis(freshness.value_at_quantile(0.95));
         self.p99_ms = millis(freshness.value_at_quantile(0.99));
         self.max_ms = millis(freshness.max());
+    }
+}
+
+impl Shares {
+    /// What several workers have taken in beyond `before`.
+    fn since(before: &[u64], pipeline: &Pipeline) -> Option<Self> {
+        let mut worker_records = pipeline.worker_records();
+        for (now, before) in worker_records.iter_mut().zip(before) {
+            *now -= before;
+        }
+        let (most, all) = (*worker_records.iter().max()?, worker_records.iter().sum::<u64>().max(1));
+        let skew = rounded(most as f64 * worker_records.len() as f64 / all as f64);
+        (worker_records.len() > 1).then_some(Self { worker_records, skew })
     }
 }
 

@@ -49,10 +49,10 @@ impl Log {
 
 impl Pipeline {
     /// Starts it with these definitions.
-    pub(crate) fn start(definitions: Vec<BootstrapDocument>, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn start(config: DataflowConfig, definitions: Vec<BootstrapDocument>, clock: Arc<dyn Clock>) -> Self {
         let (log, tail) = mpsc::channel(QUEUE);
         let store = Store { definitions, tail: Mutex::new(Some(tail)) };
-        let dataflow = Dataflow::start(DataflowConfig::default(), Arc::new(store), None, clock);
+        let dataflow = Dataflow::start(config, Arc::new(store), None, clock);
         Self { dataflow, log: Log(log) }
     }
 
@@ -100,6 +100,11 @@ impl Pipeline {
     /// The end of the log, for a thread of its own.
     pub(crate) fn log(&self) -> Log {
         self.log.clone()
+    }
+
+    /// Documents that each worker has taken in so far.
+    pub(crate) fn worker_records(&self) -> Vec<u64> {
+        self.dataflow.worker_records()
     }
 
     /// The newest snapshot.

@@ -31,8 +31,8 @@ struct Installed {
     /// The index behind each join.
     indexes: Vec<IndexNo>,
     groups: HashMap<Vec<Cell>, Group>,
-    /// Its table is gone; what it was given is being taken back.
-    retired: bool,
+    /// Once its table is gone and what it was given is being taken back: the indexes that go with it.
+    retired: Option<Vec<IndexNo>>,
 }
 
 struct Group {
@@ -69,25 +69,28 @@ impl Aggregates {
     pub(crate) fn install(&mut self, instance: &Arc<Instance>, indexes: Vec<IndexNo>) {
         self.views.insert(
             instance.no,
-            Installed { instance: Arc::clone(instance), indexes, groups: HashMap::new(), retired: false },
+            Installed { instance: Arc::clone(instance), indexes, groups: HashMap::new(), retired: None },
         );
     }
 
-    /// Marks a view retired and returns the indexes that no other view uses.
-    pub(crate) fn retire(&mut self, no: ViewNo) -> Vec<IndexNo> {
-        let Some(gone) = self.views.get_mut(&no) else { return Vec::new() };
-        gone.retired = true;
-        let indexes = gone.indexes.clone();
-        let used = |index: &IndexNo| self.views.values().any(|view| !view.retired && view.indexes.contains(index));
-        indexes.into_iter().filter(|index| !used(index)).collect::<BTreeSet<_>>().into_iter().collect()
+    /// Marks a view retired and returns the indexes that no other view uses; `None` if it is not an aggregate view.
+    pub(crate) fn retire(&mut self, no: ViewNo) -> Option<Vec<IndexNo>> {
+        let mut unused: BTreeSet<IndexNo> = self.views.get(&no)?.indexes.iter().copied().collect();
+        let others = self.views.iter().filter(|(other, view)| **other != no && view.retired.is_none());
+        for index in others.flat_map(|(_, view)| &view.indexes) {
+            unused.remove(index);
+        }
+        let unused: Vec<IndexNo> = unused.into_iter().collect();
+        self.views.get_mut(&no)?.retired = Some(unused.clone());
+        Some(unused)
     }
 
     /// Forgets a retired view and the indexes that went with it.
-    pub(crate) fn forget(&mut self, no: ViewNo, indexes: &[IndexNo]) {
-        self.views.remove(&no);
+    pub(crate) fn forget(&mut self, no: ViewNo) {
+        let gone = self.views.remove(&no);
         self.touched.retain(|(view, _)| *view != no);
-        for index in indexes {
-            self.keys.remove(index);
+        for index in gone.and_then(|view| view.retired).unwrap_or_default() {
+            self.keys.remove(&index);
         }
     }
 

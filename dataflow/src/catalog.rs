@@ -28,8 +28,10 @@ use udf::{
 
 use crate::{
     checkpoint::{KeptTable, State, ViewKey},
-    table::TableWriter,
+    config::Workers,
+    table::{TableWriter, union},
     view::{Command, DOCUMENT_TABLES, Instance, Logic, RowLogic, ViewNo, documents, view_errors},
+    worker::Report,
 };
 
 /// A `system.view_errors` without rows.
@@ -46,31 +48,62 @@ struct Definition {
     failed: Option<String>,
 }
 
-struct Installed {
-    instance: Arc<Instance>,
-    complete: bool,
-    started: Instant,
+/// What one worker has of an instance.
+#[derive(Clone, Default)]
+struct Part {
+    table: Option<Arc<Table>>,
     done: usize,
     total: usize,
+    complete: bool,
+}
+
+struct Installed {
+    instance: Arc<Instance>,
+    started: Instant,
+    /// By worker.
+    parts: Vec<Part>,
+    /// The parts' tables as one.
     table: Option<Arc<Table>>,
     /// Where the table is in its domain's published map, once it is there.
     place: Option<usize>,
 }
 
+impl Installed {
+    fn complete(&self) -> bool {
+        self.parts.iter().all(|part| part.complete)
+    }
+
+    /// Documents or rows walked to build it, and how many there are to walk.
+    fn progress(&self) -> (usize, usize) {
+        self.parts.iter().fold((0, 0), |(done, total), part| (done + part.done, total + part.total))
+    }
+}
+
 /// A domain's table of errors.
 struct Errors {
+    /// By worker.
+    parts: Vec<Option<Arc<Table>>>,
+    /// The parts' tables as one.
     table: Arc<Table>,
     place: Option<usize>,
 }
 
+impl Errors {
+    fn none(workers: Workers) -> Self {
+        Self { parts: vec![None; workers.count()], table: Arc::new(no_errors()), place: None }
+    }
+}
+
 /// All definitions and instances of all domains.
-#[derive(Default)]
 pub(crate) struct Catalog {
+    workers: Workers,
     definitions: BTreeMap<ViewKey, Definition>,
     /// Named expressions and filters of each domain.
     registries: HashMap<DomainId, Registry>,
     instances: HashMap<ViewNo, Installed>,
     errors: HashMap<DomainId, Errors>,
+    /// Retired aggregate views, each with the number of workers that have yet to take back what it was given.
+    leaving: BTreeMap<ViewNo, usize>,
     last: u32,
     /// Domains of which more has changed than the contents of published tables.
     dirty: BTreeSet<DomainId>,
@@ -84,6 +117,24 @@ pub(crate) struct Catalog {
 }
 
 impl Catalog {
+    /// A catalog without domains, for so many workers.
+    pub(crate) fn new(workers: Workers) -> Self {
+        Self {
+            workers,
+            definitions: BTreeMap::new(),
+            registries: HashMap::new(),
+            instances: HashMap::new(),
+            errors: HashMap::new(),
+            leaving: BTreeMap::new(),
+            last: 0,
+            dirty: BTreeSet::new(),
+            newer: BTreeMap::new(),
+            published: HashMap::new(),
+            texts: BTreeMap::new(),
+            kept: HashMap::new(),
+        }
+    }
+
     /// Installs the built-in views of a domain that is seen for the first time. They have no definition document and cannot be
     /// dropped.
     pub(crate) fn domain(&mut self, domain: &DomainId) -> Vec<Command> {
@@ -126,10 +177,8 @@ impl Catalog {
         });
         let installed = Installed {
             instance,
-            complete: false,
             started: Instant::now(),
-            done: 0,
-            total: 0,
+            parts: vec![Part::default(); self.workers.count()],
             table: None,
             place: None,
         };
@@ -337,6 +386,9 @@ impl Catalog {
         if let Some(installed) = self.instances.remove(&no) {
             self.dirty.insert(installed.instance.domain.clone());
             commands.push(Command::Retire(no));
+            if matches!(installed.instance.logic, Logic::Groups { .. }) {
+                self.leaving.insert(no, self.workers.count());
+            }
         }
     }
 
@@ -383,55 +435,96 @@ impl Catalog {
         self.instances.values().filter(reads_clock).map(|i| Command::Revisit(Arc::clone(&i.instance))).collect()
     }
 
-    /// Takes in the tables of a tick.
-    pub(crate) fn tables(&mut self, tables: Vec<(ViewNo, Arc<Table>)>, errors: Vec<(DomainId, Arc<Table>)>) {
-        for (no, mut table) in tables {
-            let Some(installed) = self.instances.get_mut(&no) else { continue };
-            if let (Logic::Groups { .. }, Some(own)) = (&installed.instance.logic, Arc::get_mut(&mut table)) {
-                // Groups are indexed by their whole key, not by its first column.
-                own.index = None;
-            }
-            if let Some(place) = installed.place {
-                let domain = installed.instance.domain.clone();
-                self.newer.entry(domain).or_default().push((place, Arc::clone(&table)));
-            }
-            installed.table = Some(table);
-        }
-        for (domain, table) in errors {
-            let held = self.errors.entry(domain.clone());
-            let held = held.or_insert_with(|| Errors { table: Arc::clone(&table), place: None });
-            match held.place {
-                Some(place) => self.newer.entry(domain).or_default().push((place, Arc::clone(&table))),
-                None => {
-                    self.dirty.insert(domain);
+    /// Takes in what the workers report of a tick, one after the other.
+    pub(crate) fn take(&mut self, reports: Vec<Report>) {
+        let (mut tables, mut errors) = (Vec::new(), Vec::new());
+        for (worker, report) in reports.into_iter().enumerate() {
+            for (no, mut table) in report.published.tables {
+                let Some(installed) = self.instances.get_mut(&no) else { continue };
+                if let (Logic::Groups { .. }, Some(own)) = (&installed.instance.logic, Arc::get_mut(&mut table)) {
+                    // Groups are indexed by their whole key, not by its first column.
+                    own.index = None;
+                }
+                if let Some(part) = installed.parts.get_mut(worker) {
+                    part.table = Some(table);
+                    tables.push(no);
                 }
             }
-            held.table = table;
+            for (domain, table) in report.published.errors {
+                let held = self.errors.entry(domain.clone()).or_insert_with(|| Errors::none(self.workers));
+                if let Some(part) = held.parts.get_mut(worker) {
+                    *part = Some(table);
+                    errors.push(domain);
+                }
+            }
+            for (no, done, total) in report.progress {
+                self.progress(no, worker, |part| (part.done, part.total) = (done, total));
+            }
+            for no in report.completed {
+                self.progress(no, worker, |part| (part.done, part.complete) = (part.total, true));
+            }
+            for no in report.withdrawn {
+                if let Some(left) = self.leaving.get_mut(&no) {
+                    *left = left.saturating_sub(1);
+                }
+            }
+        }
+        if self.workers.count() > 1 {
+            tables.sort_unstable();
+            tables.dedup();
+            errors.sort_unstable();
+            errors.dedup();
+        }
+        tables.into_iter().for_each(|no| self.unite(no));
+        errors.into_iter().for_each(|domain| self.unite_errors(domain));
+    }
+
+    /// Takes in how far a worker is with an instance.
+    fn progress(&mut self, no: ViewNo, worker: usize, set: impl FnOnce(&mut Part)) {
+        let Some(installed) = self.instances.get_mut(&no) else { return };
+        if let Some(part) = installed.parts.get_mut(worker) {
+            set(part);
+            self.dirty.insert(installed.instance.domain.clone());
         }
     }
 
-    /// Takes in how far builds are.
-    pub(crate) fn progress(&mut self, progress: &[(ViewNo, usize, usize)], completed: &[ViewNo]) {
-        for (no, done, total) in progress {
-            if let Some(installed) = self.instances.get_mut(no) {
-                (installed.done, installed.total) = (*done, *total);
-                self.dirty.insert(installed.instance.domain.clone());
+    /// Makes one table of an instance's parts, and publishes it where the one before is published.
+    fn unite(&mut self, no: ViewNo) {
+        let Some(installed) = self.instances.get_mut(&no) else { return };
+        let parts = installed.parts.iter().filter_map(|part| part.table.clone()).collect();
+        let Some(table) = union(parts) else { return };
+        if let Some(place) = installed.place {
+            let domain = installed.instance.domain.clone();
+            self.newer.entry(domain).or_default().push((place, Arc::clone(&table)));
+        }
+        installed.table = Some(table);
+    }
+
+    /// The same for a domain's errors.
+    fn unite_errors(&mut self, domain: DomainId) {
+        let Some(held) = self.errors.get_mut(&domain) else { return };
+        let Some(table) = union(held.parts.iter().flatten().cloned().collect()) else { return };
+        held.table = Arc::clone(&table);
+        match held.place {
+            Some(place) => self.newer.entry(domain).or_default().push((place, table)),
+            None => {
+                self.dirty.insert(domain);
             }
         }
-        for no in completed {
-            if let Some(installed) = self.instances.get_mut(no) {
-                installed.complete = true;
-                installed.done = installed.total;
-                self.dirty.insert(installed.instance.domain.clone());
-            }
-        }
+    }
+
+    /// Commands for what goes at the end of a tick: what finished builds replace, and retired views of which nothing is left.
+    pub(crate) fn leave(&mut self) -> Vec<Command> {
+        let mut commands = self.swap();
+        commands.extend(self.leaving.extract_if(.., |_, left| *left == 0).map(|(no, _)| Command::Forget(no)));
+        commands
     }
 
     /// Puts finished builds in the place of what they replace; returns commands that retire the replaced ones.
-    pub(crate) fn swap(&mut self) -> Vec<Command> {
+    fn swap(&mut self) -> Vec<Command> {
         let building: BTreeSet<ViewNo> = self.definitions.values().filter_map(|d| d.building).collect();
         let mut ready: BTreeSet<ViewNo> =
-            building.iter().copied().filter(|no| self.instances.get(no).is_some_and(|i| i.complete)).collect();
+            building.iter().copied().filter(|no| self.instances.get(no).is_some_and(Installed::complete)).collect();
         // A source and the aggregate views built on it change together, or neither does.
         loop {
             let waits = |no: &ViewNo| {
@@ -460,8 +553,8 @@ impl Catalog {
             if let Some(installed) = self.instances.get(&no) {
                 self.dirty.insert(installed.instance.domain.clone());
                 tracing::info!(
-                    domain = %installed.instance.domain, view = installed.instance.id, documents = installed.total,
-                    took = ?installed.started.elapsed(), "view is live"
+                    domain = %installed.instance.domain, view = installed.instance.id,
+                    documents = installed.progress().1, took = ?installed.started.elapsed(), "view is live"
                 );
             }
         }
@@ -503,7 +596,7 @@ impl Catalog {
     }
 
     fn domain_tables(&mut self, domain: &DomainId) -> DomainTables {
-        let Self { definitions, instances, errors, .. } = self;
+        let Self { workers, definitions, instances, errors, .. } = self;
         let mut tables = NamedTables::default();
         let mut views = Vec::new();
         let first = (domain.clone(), DocKind::Form, String::new());
@@ -522,8 +615,7 @@ impl Catalog {
             }
         }
         // Readers find the table also while nothing has failed.
-        let errors =
-            errors.entry(domain.clone()).or_insert_with(|| Errors { table: Arc::new(no_errors()), place: None });
+        let errors = errors.entry(domain.clone()).or_insert_with(|| Errors::none(*workers));
         errors.place = Some(tables.add([TableName::new("system", "view_errors")], Arc::clone(&errors.table)));
         DomainTables { tables, views: views.into() }
     }
@@ -538,8 +630,9 @@ fn state(definition: &Definition, instances: &HashMap<ViewNo, Installed>) -> Vie
         Some(installed) => {
             let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
             let millis = installed.started.elapsed().as_millis().max(1);
-            let rate = u64::try_from(u128::from(count(installed.done)) * 1000 / millis).unwrap_or(u64::MAX);
-            ViewState::Building { done: count(installed.done), total: count(installed.total), rate }
+            let (done, total) = installed.progress();
+            let rate = u64::try_from(u128::from(count(done)) * 1000 / millis).unwrap_or(u64::MAX);
+            ViewState::Building { done: count(done), total: count(total), rate }
         }
         None => ViewState::Live,
     }

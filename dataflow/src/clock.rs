@@ -4,6 +4,7 @@
 //! live changes each tick walks a slice of what is being built; the slice shrinks while changes wait.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,12 +18,14 @@ use tokio::sync::mpsc;
 
 use crate::{
     catalog::Catalog,
-    checkpoint::{Keeper, KeptDocument, State},
-    document::{Arriving, Content, Record},
+    checkpoint::{Keeper, KeptDocument, KeptTable, Slice, State, ViewKey},
+    config::Workers,
+    document::{Arriving, Content, Record, Share},
     error::DataflowError,
     metrics::Metrics,
     snapshot::Publisher,
-    worker::{Report, TickBatch},
+    view::Command,
+    worker::{Kept, Report, TickBatch},
 };
 
 /// What the sources tell the clock.
@@ -52,15 +55,27 @@ const WALK_BESIDE_LIVE: Duration = Duration::from_millis(3);
 const WALK_ALONE: Duration = Duration::from_millis(20);
 /// Live changes count as coming in for this long after the last one.
 const LIVE_FOR: Duration = Duration::from_millis(250);
-/// Least and most documents walked per tick.
-const WALK_LIMITS: (usize, usize) = (64, 32_768);
+/// Least and most documents that each worker walks per tick. Few in tests, whose short histories then take several slices.
+const WALK_LIMITS: (usize, usize) = if cfg!(test) { (2, 8) } else { (64, 32_768) };
 
-/// Runs ticks. `run_tick` hands a batch to every worker and collects their reports.
+/// What has arrived for a tick.
+struct Gathered {
+    now: i64,
+    commands: Vec<Command>,
+    /// By worker.
+    shares: Vec<Share>,
+    /// Documents in all of them.
+    count: usize,
+    slice: Option<Slice>,
+}
+
+/// Runs ticks. `run_tick` hands a batch and each worker's documents to the workers, and collects their reports.
 pub(crate) struct TickClock<R> {
     pub(crate) run_tick: R,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) wall: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
+    workers: Workers,
     catalog: Catalog,
     tick: Tick,
     frontier: Frontier,
@@ -76,8 +91,15 @@ pub(crate) struct TickClock<R> {
     keeper: Option<Keeper>,
 }
 
-impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
-    pub(crate) fn new(run_tick: R, publisher: Arc<Publisher>, wall: Arc<dyn Clock>, keeper: Option<Keeper>) -> Self {
+impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> TickClock<R> {
+    pub(crate) fn new(
+        run_tick: R,
+        workers: Workers,
+        publisher: Arc<Publisher>,
+        wall: Arc<dyn Clock>,
+        metrics: Metrics,
+        keeper: Option<Keeper>,
+    ) -> Self {
         let now = wall.now_micros();
         // A new engine goes on counting where the last one of this process stopped, so that snapshots keep their order.
         let tick = publisher.snapshot().tick;
@@ -85,8 +107,9 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
             run_tick,
             publisher,
             wall,
-            metrics: Metrics::new(),
-            catalog: Catalog::default(),
+            metrics,
+            workers,
+            catalog: Catalog::new(workers),
             tick,
             frontier: Frontier::default(),
             stamp: 0,
@@ -125,7 +148,7 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
 
     /// One tick with everything that has arrived.
     fn step(&mut self, first: Option<Event>, events: &mut mpsc::Receiver<Event>) -> Result<(), DataflowError> {
-        let mut batch = TickBatch { now: self.wall.now_micros(), ..TickBatch::default() };
+        let mut batch = self.gather();
         let mut records = 0;
         let mut next = first;
         let mut scan_done = None;
@@ -133,7 +156,12 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
             match event {
                 Event::Kept(documents) => {
                     records += documents.len();
-                    batch.kept.extend(documents);
+                    batch.count += documents.len();
+                    for document in documents {
+                        if let Some(share) = batch.shares.get_mut(self.workers.home(&document.key)) {
+                            share.kept.push(document);
+                        }
+                    }
                 }
                 Event::Restored(state) => {
                     self.tick = self.tick.max(state.tick);
@@ -167,7 +195,7 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
                 }
                 Event::Stalled => self.stalled = true,
             }
-            if scan_done.is_none() && batch.documents.len() + batch.kept.len() < MAX_BATCH {
+            if scan_done.is_none() && batch.count < MAX_BATCH {
                 next = events.try_recv().ok();
             }
         }
@@ -195,11 +223,21 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
         Ok(())
     }
 
+    fn gather(&self) -> Gathered {
+        let shares = (0..self.workers.count()).map(|_| Share::default()).collect();
+        Gathered { now: self.wall.now_micros(), commands: Vec::new(), shares, count: 0, slice: None }
+    }
+
     /// Notes the stamp of a document, and turns a definition into commands.
-    fn take(&mut self, document: Arriving, batch: &mut TickBatch) {
+    fn take(&mut self, document: Arriving, batch: &mut Gathered) {
         self.stamp = self.stamp.max(document.stamp.0);
         match &document.content {
-            Content::Document(_) => batch.documents.push(document),
+            Content::Document(_) => {
+                if let Some(share) = batch.shares.get_mut(document.home) {
+                    share.documents.push(document);
+                    batch.count += 1;
+                }
+            }
             Content::Definition(body) => {
                 let key = &document.key;
                 let body = body.as_ref().map(|body| body.get());
@@ -209,54 +247,76 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
     }
 
     /// Runs a batch of so many records as one tick, and what it replaces leaves in ticks of their own right behind.
-    fn run_batch(&mut self, mut batch: TickBatch, live: usize) -> Result<(), DataflowError> {
+    fn run_batch(&mut self, batch: Gathered, live: usize) -> Result<(), DataflowError> {
         if live > 0 {
             self.last_live = Instant::now();
         }
-        batch.walk = self.walk;
+        for (worker, share) in batch.shares.iter().enumerate() {
+            self.metrics.taken(worker, share.documents.len());
+        }
         let started = Instant::now();
-        let walked = self.run(batch)?;
+        let walked = self.run(batch, self.walk)?;
         let took = started.elapsed();
-        self.metrics.tick(took, live, walked);
-        self.adapt(took, walked);
+        self.metrics.tick(took, live, walked.iter().sum());
+        self.adapt(took, walked.into_iter().max().unwrap_or_default());
         loop {
-            let commands = self.catalog.swap();
+            let commands = self.catalog.leave();
             if commands.is_empty() {
                 return Ok(());
             }
-            self.run(TickBatch { now: self.wall.now_micros(), commands, ..TickBatch::default() })?;
+            self.run(Gathered { commands, ..self.gather() }, 0)?;
         }
     }
 
-    /// One tick: hands the batch to the worker and takes its report in. Returns how much was walked.
-    fn run(&mut self, mut batch: TickBatch) -> Result<usize, DataflowError> {
+    /// One tick: hands the batch to the workers and takes their reports in. Returns how much each has walked of at most
+    /// `walk`.
+    fn run(&mut self, batch: Gathered, walk: usize) -> Result<Vec<usize>, DataflowError> {
         self.tick = Tick(self.tick.0 + 1);
-        batch.tick = self.tick;
-        batch.stamp = self.stamp;
-        let report = (self.run_tick)(batch)?;
-        self.walking = report.walking;
-        self.catalog.tables(report.published.tables, report.published.errors);
-        self.catalog.progress(&report.progress, &report.completed);
-        if let (Some(keeper), Some(kept)) = (&mut self.keeper, report.kept) {
-            keeper.documents(kept.documents);
-            if let Some(tables) = kept.tables {
-                let (definitions, keys) = self.catalog.keep();
-                let tables = tables.into_iter().filter_map(|(no, table)| Some((keys.get(&no)?.clone(), table)));
-                keeper.end(State {
-                    tick: self.tick,
-                    stamp: Stamp(self.stamp),
-                    day: self.day,
-                    frontier: self.frontier.clone(),
-                    documents: kept.held,
-                    definitions,
-                    tables: tables.collect(),
-                });
-            }
+        let Gathered { now, commands, shares, slice, .. } = batch;
+        let mut reports =
+            (self.run_tick)(&TickBatch { tick: self.tick, now, stamp: self.stamp, commands, walk, slice }, shares)?;
+        self.walking = reports.iter().any(|report| report.walking);
+        let walked = reports.iter().map(|report| report.walked).collect();
+        let kept = reports.iter_mut().filter_map(|report| report.kept.take()).collect();
+        self.catalog.take(reports);
+        if slice.is_some() {
+            self.keep(kept);
         }
-        Ok(report.walked)
+        Ok(walked)
     }
 
-    /// Sizes the next slice so that a tick's walk stays within its time.
+    /// Gives a checkpoint the slices of all workers and, if they were the last ones, the rest of this tick.
+    fn keep(&mut self, slices: Vec<Kept>) {
+        let Some(keeper) = &mut self.keeper else { return };
+        let documents = slices.iter().map(|slice| slice.held).sum();
+        let mut tables: Option<Vec<_>> = Some(Vec::new());
+        let mut taken = Vec::new();
+        for slice in slices {
+            taken.extend(slice.documents);
+            tables = tables.zip(slice.tables).map(|(all, its)| [all, its].concat());
+        }
+        keeper.documents(taken);
+        let Some(parts) = tables else { return };
+        let (definitions, keys) = self.catalog.keep();
+        let mut tables: BTreeMap<ViewKey, KeptTable> = BTreeMap::new();
+        for (no, part) in parts {
+            let Some(key) = keys.get(&no) else { continue };
+            let table = tables.entry(key.clone()).or_default();
+            table.segments.extend(part.segments);
+            table.failed.extend(part.failed);
+        }
+        keeper.end(State {
+            tick: self.tick,
+            stamp: Stamp(self.stamp),
+            day: self.day,
+            frontier: self.frontier.clone(),
+            documents,
+            definitions,
+            tables: tables.into_iter().collect(),
+        });
+    }
+
+    /// Sizes the next slice so that a tick's walk, `walked` by the worker that walked most, stays within its time.
     fn adapt(&mut self, took: Duration, walked: usize) {
         let allowed = if self.last_live.elapsed() < LIVE_FOR { WALK_BESIDE_LIVE } else { WALK_ALONE };
         if walked < self.walk {

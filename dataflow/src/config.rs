@@ -1,6 +1,51 @@
 //! Settings of the dataflow.
 
+use std::{num::NonZeroU8, str::FromStr};
+
 use serde::{Deserialize, Serialize};
+
+/// A number of worker threads, from 1 to 255.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "u8")]
+pub struct Workers(NonZeroU8);
+
+/// Not a [`Workers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("give a number of threads from 1 to 255")]
+pub struct WorkersError;
+
+impl Workers {
+    /// One.
+    pub const ONE: Self = Self(NonZeroU8::MIN);
+
+    /// How many.
+    #[must_use]
+    pub fn count(self) -> usize {
+        self.0.get().into()
+    }
+}
+
+impl TryFrom<i64> for Workers {
+    type Error = WorkersError;
+
+    fn try_from(count: i64) -> Result<Self, WorkersError> {
+        u8::try_from(count).ok().and_then(NonZeroU8::new).map(Self).ok_or(WorkersError)
+    }
+}
+
+impl FromStr for Workers {
+    type Err = WorkersError;
+
+    fn from_str(text: &str) -> Result<Self, WorkersError> {
+        text.parse().map(Self).map_err(|_| WorkersError)
+    }
+}
+
+impl From<Workers> for u8 {
+    fn from(workers: Workers) -> Self {
+        workers.0.get()
+    }
+}
 
 /// Settings of the dataflow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,10 +56,30 @@ pub struct DataflowConfig {
     /// Milliseconds from one checkpoint to the next, if anything has changed. A restart reads the newest one and what the change log
     /// holds behind it; without any it reads every document from the primary store. 0: none are written.
     pub checkpoint_interval_ms: u64,
+    /// Threads that share the documents out and keep the tables together, at most 255. A tick of several costs their
+    /// agreement on top: more than one pays where one is busy most of the time, and each wants a core of its own.
+    pub workers: Workers,
 }
 
 impl Default for DataflowConfig {
     fn default() -> Self {
-        Self { queue: 64, checkpoint_interval_ms: 60_000 }
+        Self { queue: 64, checkpoint_interval_ms: 60_000, workers: Workers::ONE }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_of_workers_is_one_that_can_run() {
+        let read = |text| serde_json::from_str::<DataflowConfig>(text).map(|config| config.workers.count());
+        assert_eq!(read("{}").unwrap(), 1);
+        assert_eq!(read(r#"{"workers": 255}"#).unwrap(), 255);
+        for wrong in [r#"{"workers": 0}"#, r#"{"workers": 256}"#, r#"{"workers": -1}"#] {
+            assert!(read(wrong).unwrap_err().to_string().contains("from 1 to 255"), "{wrong}");
+        }
+        assert_eq!("3".parse::<Workers>().unwrap().count(), 3);
+        assert_eq!("0".parse::<Workers>(), Err(WorkersError));
     }
 }

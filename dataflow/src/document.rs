@@ -18,7 +18,7 @@ use schemas::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::checkpoint::KeptDocument;
+use crate::{checkpoint::KeptDocument, config::Workers};
 
 /// Which document.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -35,7 +35,17 @@ impl DocKey {
     }
 }
 
-/// A document's home among the workers.
+impl Workers {
+    /// The worker that a document belongs to: the one to which the graph's exchanges send what has the same partition.
+    pub(crate) fn home(self, key: &DocKey) -> usize {
+        match u64::from(u8::from(self)) {
+            1 => 0,
+            workers => usize::try_from(key.partition() % workers).unwrap_or_default(),
+        }
+    }
+}
+
+/// The number that a document's home among the workers follows from.
 pub(crate) fn partition(domain: &DomainId, kind: DocKind, id: &str) -> u64 {
     use std::hash::{Hash, Hasher};
     let mut hasher = siphasher::sip::SipHasher13::new();
@@ -52,7 +62,7 @@ pub(crate) struct Version {
     pub(crate) subtype: Option<Arc<str>>,
 }
 
-/// A change record whose documents have been read. That is done where the source is awaited: the dataflow's own thread is
+/// A change record whose documents have been read. That is done where the source is awaited: the clock's thread is
 /// the one that cannot be doubled.
 #[derive(Debug)]
 pub(crate) struct Record {
@@ -65,8 +75,18 @@ pub(crate) struct Record {
 #[derive(Debug)]
 pub(crate) struct Arriving {
     pub(crate) key: DocKey,
+    /// The worker that it belongs to.
+    pub(crate) home: usize,
     pub(crate) stamp: Stamp,
     pub(crate) content: Content,
+}
+
+/// A worker's share of what a tick brings.
+#[derive(Debug, Default)]
+pub(crate) struct Share {
+    /// Documents of a checkpoint, which are put back before anything else.
+    pub(crate) kept: Vec<KeptDocument>,
+    pub(crate) documents: Vec<Arriving>,
 }
 
 /// What arrives under a key; nothing if it is gone for good.
@@ -80,16 +100,16 @@ pub(crate) enum Content {
 
 impl Record {
     /// Reads the documents of a change record.
-    pub(crate) fn read(record: &ChangeRecord) -> Self {
+    pub(crate) fn read(record: &ChangeRecord, workers: Workers) -> Self {
         let domain = record.domain.clone();
-        let documents = record.documents.iter().map(|document| Arriving::read(&domain, document)).collect();
+        let documents = record.documents.iter().map(|document| Arriving::read(&domain, document, workers)).collect();
         Self { position: record.position, domain, documents }
     }
 }
 
 impl Arriving {
     /// Reads one document.
-    pub(crate) fn read(domain: &DomainId, document: &ChangedDocument) -> Self {
+    pub(crate) fn read(domain: &DomainId, document: &ChangedDocument, workers: Workers) -> Self {
         let key = DocKey { domain: domain.clone(), kind: document.kind, id: document.id.clone() };
         let stamp = document.stamp;
         let content = if document.kind.is_definition() {
@@ -103,7 +123,7 @@ impl Arriving {
                 }
             }))
         };
-        Self { key, stamp, content }
+        Self { home: workers.home(&key), key, stamp, content }
     }
 }
 

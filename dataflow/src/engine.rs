@@ -1,9 +1,6 @@
 //! The running dataflow: its threads, the pump that feeds them, and the port through which it is read.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use schemas::{
@@ -19,11 +16,12 @@ use tokio::{
 use crate::{
     checkpoint::{CheckpointError, Keeper, Reader, Writer},
     clock::{Event, TickClock},
-    config::DataflowConfig,
+    config::{DataflowConfig, Workers},
     document::{Arriving, Record},
     error::DataflowError,
+    metrics::{Metrics, WorkerRecords},
+    peers::{self, Lead},
     snapshot::Publisher,
-    worker::{Engine, TickBatch},
 };
 
 /// First and longest pause before a failed source is tried again.
@@ -33,6 +31,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 #[derive(Debug)]
 pub struct Dataflow {
     publisher: Arc<Publisher>,
+    records: WorkerRecords,
     stop: watch::Sender<bool>,
     running: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
@@ -51,6 +50,7 @@ impl Dataflow {
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
         let publisher = Arc::new(Publisher::new());
+        let records = WorkerRecords::new(config.workers);
         let (stop, stopped) = watch::channel(false);
         let checkpoints = checkpoints.filter(|_| config.checkpoint_interval_ms > 0);
         let supervisor = Supervisor {
@@ -60,10 +60,17 @@ impl Dataflow {
             usable: true,
             clock,
             publisher: Arc::clone(&publisher),
+            records: records.clone(),
             stopped,
         };
         let running = tokio::spawn(supervisor.run());
-        Arc::new(Self { publisher, stop, running: tokio::sync::Mutex::new(Some(running)) })
+        Arc::new(Self { publisher, records, stop, running: tokio::sync::Mutex::new(Some(running)) })
+    }
+
+    /// Documents that each worker has taken in so far.
+    #[must_use]
+    pub fn worker_records(&self) -> Vec<u64> {
+        self.records.counts()
     }
 
     /// Stops reading and ends the threads. The last snapshot stays readable.
@@ -102,6 +109,7 @@ struct Supervisor {
     usable: bool,
     clock: Arc<dyn Clock>,
     publisher: Arc<Publisher>,
+    records: WorkerRecords,
     stopped: watch::Receiver<bool>,
 }
 
@@ -178,28 +186,23 @@ impl Supervisor {
         }
     }
 
-    /// Starts the worker on a thread of its own; the clock runs on it, so that a tick costs no wake-up.
-    fn threads(&self, events: mpsc::Receiver<Event>, keeper: Option<Keeper>) -> JoinHandle<Result<(), DataflowError>> {
-        let (publisher, wall) = (Arc::clone(&self.publisher), Arc::clone(&self.clock));
-        tokio::task::spawn_blocking(move || {
-            // Timely wants a closure that every worker could share; what is in it is taken by the only worker.
-            let clock = Mutex::new(Some((events, publisher, wall, keeper)));
-            let guards = timely::execute(timely::Config::thread(), move |worker| {
-                let taken = clock.lock().unwrap_or_else(PoisonError::into_inner).take();
-                let Some((mut events, publisher, wall, keeper)) = taken else { return Ok(()) };
-                let mut engine = Engine::new(worker);
-                let run_tick = |batch: TickBatch| {
-                    let mut report = engine.tick(worker, batch);
-                    match report.failed.take() {
-                        Some(error) => Err(error.into()),
-                        None => Ok(report),
-                    }
-                };
-                TickClock::new(run_tick, publisher, wall, keeper).follow(&mut events)
-            })
-            .map_err(DataflowError::Worker)?;
-            guards.join().into_iter().try_for_each(|ended| ended.map_err(DataflowError::Worker)?)
-        })
+    const fn workers(&self) -> Workers {
+        self.config.workers
+    }
+
+    /// Starts the workers on threads of their own; the clock runs on the first one's.
+    fn threads(
+        &self,
+        mut events: mpsc::Receiver<Event>,
+        keeper: Option<Keeper>,
+    ) -> JoinHandle<Result<(), DataflowError>> {
+        let (publisher, wall, workers) = (Arc::clone(&self.publisher), Arc::clone(&self.clock), self.workers());
+        let metrics = Metrics::new(self.records.clone());
+        let lead = move |mut lead: Lead<'_>| {
+            let run_tick = |batch: &_, shares| lead.tick(batch, shares);
+            TickClock::new(run_tick, workers, publisher, wall, metrics, keeper).follow(&mut events)
+        };
+        tokio::task::spawn_blocking(move || peers::run(workers, lead))
     }
 
     /// Moves a checkpoint or a scan, and then the change log, into the engine. Ends only with an error, or when the engine is
@@ -229,7 +232,7 @@ impl Supervisor {
         loop {
             let event = match source.next().await {
                 Ok(SourceEvent::Records(records)) => {
-                    Event::Records(records.iter().map(|record| Record::read(record)).collect())
+                    Event::Records(records.iter().map(|record| Record::read(record, self.workers())).collect())
                 }
                 Ok(SourceEvent::Idle) => Event::Idle,
                 Ok(SourceEvent::Stalled(_)) => Event::Stalled,
@@ -288,7 +291,8 @@ impl Supervisor {
         let frontier = scan.frontier();
         tracing::info!(expected = scan.expected(), %frontier, "reading documents from the primary store");
         while let Some(documents) = scan.next().await.map_err(failed(true))? {
-            let read = documents.iter().map(|found| Arriving::read(&found.domain, &found.document)).collect();
+            let read = documents.iter().map(|found| Arriving::read(&found.domain, &found.document, self.workers()));
+            let read = read.collect();
             events.send(Event::Documents(read)).await.map_err(|_| Pumped::Gone)?;
         }
         events.send(Event::ScanDone(frontier.clone())).await.map_err(|_| Pumped::Gone)?;

@@ -20,4 +20,7 @@ pub enum DataflowError {
     /// A thread could not be started or ended early.
     #[error("the dataflow worker could not run: {0}")]
     Worker(String),
+    /// A worker waited in vain for another one, whose own error says why.
+    #[error("another dataflow worker ended early")]
+    Peer,
 }

@@ -222,6 +222,11 @@ impl Evaluator {
         for Answer { subject, related } in answers {
             let Some(held) = self.subjects.get_mut(&subject) else { continue };
             let asking = held.asked.iter().filter(|(_, keys)| keys.contains(&related.relation)).map(|(view, _)| *view);
+            let asking: SmallVec<[ViewNo; 4]> = asking.collect();
+            // Told before it was known that the subject no longer asks: nobody would tell of later changes.
+            if asking.is_empty() {
+                continue;
+            }
             work.entry(subject).or_default().extend(asking);
             upsert(&mut held.answers, related);
         }

@@ -1,7 +1,7 @@
 //! Change records in, live columnar tables out: one timely dataflow for every view of every domain.
 //!
 //! The way of a change: a source yields records ([`source`], or ingest's memory and outbox) → the `clock` binds them to
-//! a tick → `document` holds the post-images → `evaluate` runs every row view that applies, with what `relation`
+//! a tick, `peers` hand it to every worker → `document` holds the post-images → `evaluate` runs every row view that applies, with what `relation`
 //! knows of other documents → `rows` and `table` write columns → `aggregate` follows → `snapshot` publishes the tick.
 //! Views come and go through `catalog`.
 //!
@@ -17,6 +17,7 @@ mod engine;
 mod error;
 mod evaluate;
 mod metrics;
+mod peers;
 mod relation;
 mod rows;
 mod snapshot;
@@ -25,6 +26,6 @@ mod table;
 mod view;
 mod worker;
 
-pub use config::DataflowConfig;
+pub use config::{DataflowConfig, Workers, WorkersError};
 pub use engine::Dataflow;
 pub use error::{DataflowError, TableError};

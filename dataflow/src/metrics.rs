@@ -1,16 +1,40 @@
 //! What operators watch: ticks, records, freshness.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
+
+use crate::config::Workers;
+
+/// Documents that each worker has taken in; how evenly the work is shared out.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerRecords(Arc<[AtomicU64]>);
+
+impl WorkerRecords {
+    pub(crate) fn new(workers: Workers) -> Self {
+        Self((0..workers.count()).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    pub(crate) fn counts(&self) -> Vec<u64> {
+        self.0.iter().map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+}
 
 /// Handles, made once.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     ticks: Counter,
     documents: Counter,
+    records: WorkerRecords,
+    worker_records: Vec<Counter>,
     walked: Counter,
     tick_seconds: Histogram,
     freshness: Gauge,
@@ -18,9 +42,10 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(records: WorkerRecords) -> Self {
         describe_counter!("millrace_dataflow_ticks_total", "Ticks run.");
         describe_counter!("millrace_dataflow_records_total", "Change records and scanned documents taken in.");
+        describe_counter!("millrace_dataflow_worker_records_total", "Documents taken in by each worker.");
         describe_counter!("millrace_dataflow_walked_total", "Documents and rows walked for views being built.");
         describe_histogram!("millrace_dataflow_tick_seconds", "Time of one tick, from batch to published tables.");
         describe_gauge!(
@@ -31,6 +56,10 @@ impl Metrics {
         Self {
             ticks: counter!("millrace_dataflow_ticks_total"),
             documents: counter!("millrace_dataflow_records_total"),
+            worker_records: (0..records.0.len())
+                .map(|worker| counter!("millrace_dataflow_worker_records_total", "worker" => worker.to_string()))
+                .collect(),
+            records,
             walked: counter!("millrace_dataflow_walked_total"),
             tick_seconds: histogram!("millrace_dataflow_tick_seconds"),
             freshness: gauge!("millrace_dataflow_freshness_seconds"),
@@ -43,6 +72,15 @@ impl Metrics {
         self.documents.increment(u64::try_from(live).unwrap_or_default());
         self.walked.increment(u64::try_from(walked).unwrap_or_default());
         self.tick_seconds.record(took);
+    }
+
+    /// Counts documents on their way to a worker.
+    pub(crate) fn taken(&self, worker: usize, documents: usize) {
+        let documents = u64::try_from(documents).unwrap_or_default();
+        if let Some((counter, count)) = self.worker_records.get(worker).zip(self.records.0.get(worker)) {
+            counter.increment(documents);
+            count.fetch_add(documents, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn published(&self, as_of: i64, newest: i64, errors: usize) {

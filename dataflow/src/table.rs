@@ -9,6 +9,7 @@
 
 mod build;
 mod index;
+mod union;
 
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ use build::{Content, batch, compact};
 use index::{Index, RowIds, VersionIndex};
 
 use crate::checkpoint::{KeptSegment, SegmentNo};
+pub(crate) use union::union;
 
 /// Neighbouring segments of one size class that are merged into one.
 const FAN: usize = 8;

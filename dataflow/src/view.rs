@@ -105,8 +105,10 @@ pub(crate) enum Command {
     Install(Arc<Instance>),
     /// Take an instance's table from a checkpoint.
     Restore(Arc<Instance>, Arc<KeptTable>),
-    /// Forget an instance and its table.
+    /// Forget an instance and its table. What an aggregate view was given is taken back.
     Retire(ViewNo),
+    /// All workers have taken back what a retired aggregate view was given: nothing of it comes any more.
+    Forget(ViewNo),
     /// Evaluate every document of a row view again, because the day has changed.
     Revisit(Arc<Instance>),
 }

@@ -6,17 +6,20 @@
 //!                 └──────▶ related ─▶ relate ──┘◀──┘ demands
 //! ```
 //!
-//! The graph is built once. Views come and go as [`Command`]s between ticks. The clock starts tick `t + 1` only when the
-//! probe has passed `t`, so every operator may keep "the present" as plain state: nothing of `t + 1` is in it.
+//! The graph is built once, the same on every worker. Views come and go as [`Command`]s between ticks. The clock starts tick
+//! `t + 1` only when the probe of every worker has passed `t`, so every operator may keep "the present" as plain state:
+//! nothing of `t + 1` is in it. A document, the rows made of it and the questions for its id are on its home worker;
+//! joins and groups are exchanged by their keys.
 //!
 //! A tick has rounds: an answer to a demand comes back one round later. Both live in one totally ordered `u64`
 //! ([`round_zero`]), which spares the graph a nested scope and differential's joins a partial order.
 
 use std::{
     cell::{Cell as StdCell, RefCell},
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use hashbrown::HashMap;
@@ -39,9 +42,10 @@ use timely::{
 use crate::{
     aggregate::Aggregates,
     checkpoint::{KeptDocument, KeptTable, Slice},
-    document::{Arriving, Content, DocKey, Documents, Version, partition},
-    error::TableError,
+    document::{Arriving, Content, DocKey, Documents, Share, Version, partition},
+    error::{DataflowError, TableError},
     evaluate::Evaluator,
+    peers::Ended,
     relation::{RelationKind, Relations},
     rows::{Feed, IndexNo, Published, Reader, Tables},
     table::walk_length,
@@ -55,6 +59,9 @@ type Handle<D> = InputHandle<u64, CapacityContainerBuilder<Vec<D>>>;
 /// Bits of a timestamp that count the rounds of a tick.
 const ROUND_BITS: u32 = 20;
 
+/// A worker that waits for others looks this often whether they are still there; what they send wakes it at once.
+const PEER_CHECK: Duration = Duration::from_millis(100);
+
 /// The timestamp at which a tick begins.
 const fn round_zero(tick: Tick) -> u64 {
     tick.0 << ROUND_BITS
@@ -65,8 +72,8 @@ const fn tick_of(time: u64) -> Tick {
     Tick(time >> ROUND_BITS)
 }
 
-/// Everything that one tick brings, the same for every worker.
-#[derive(Debug, Default)]
+/// What all workers are told of a tick. Documents come beside it, to each worker its own.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct TickBatch {
     pub(crate) tick: Tick,
     /// Wall clock, microseconds since 1970 UTC.
@@ -74,10 +81,7 @@ pub(crate) struct TickBatch {
     /// Newest stamp among the documents so far.
     pub(crate) stamp: i64,
     pub(crate) commands: Vec<Command>,
-    pub(crate) documents: Vec<Arriving>,
-    /// Documents of a checkpoint that are put back, before anything else.
-    pub(crate) kept: Vec<KeptDocument>,
-    /// Documents or rows that may be walked for views being built.
+    /// Documents or rows that each may walk for views being built.
     pub(crate) walk: usize,
     /// What a checkpoint is given of this tick.
     pub(crate) slice: Option<Slice>,
@@ -91,14 +95,14 @@ pub(crate) struct Report {
     pub(crate) progress: Vec<(ViewNo, usize, usize)>,
     /// Views whose walks ended in this tick.
     pub(crate) completed: Vec<ViewNo>,
+    /// Retired aggregate views that in this tick were taken back the last of what they had been given.
+    pub(crate) withdrawn: Vec<ViewNo>,
     /// True while walks go on.
     pub(crate) walking: bool,
     /// Documents or rows walked.
     pub(crate) walked: usize,
     /// What the checkpoint was given, if it asked.
     pub(crate) kept: Option<Kept>,
-    /// A table that could not be built.
-    pub(crate) failed: Option<TableError>,
 }
 
 /// A worker's part of a checkpoint.
@@ -140,17 +144,12 @@ enum Walk {
     Contributions { view: ViewNo, domain: DomainId, relation: RelationKind, next: usize, total: usize },
     /// Gives a reader the rows of a table as it stood, or takes them back.
     Rows { view: ViewNo, table: Arc<Table>, feed: Feed, diff: isize, next: usize, total: usize },
-    /// Everything that a retired aggregate view had been given has been taken back.
-    Forget { view: ViewNo, indexes: Vec<IndexNo> },
 }
 
 impl Walk {
     const fn view(&self) -> ViewNo {
         match self {
-            Self::Documents { view, .. }
-            | Self::Contributions { view, .. }
-            | Self::Rows { view, .. }
-            | Self::Forget { view, .. } => *view,
+            Self::Documents { view, .. } | Self::Contributions { view, .. } | Self::Rows { view, .. } => *view,
         }
     }
 
@@ -159,7 +158,6 @@ impl Walk {
             Self::Documents { next, total, .. }
             | Self::Contributions { next, total, .. }
             | Self::Rows { next, total, .. } => (*next, *total),
-            Self::Forget { .. } => (0, 0),
         }
     }
 }
@@ -189,17 +187,20 @@ pub(crate) struct Engine {
     nudges: Handle<()>,
     probe: ProbeHandle<u64>,
     walks: VecDeque<Walk>,
-    /// Indexes by table, key columns and columns read.
+    /// Retired aggregate views that are being taken back what they were given.
+    withdrawing: BTreeSet<ViewNo>,
+    /// Indexes by table, key columns and columns read. The same on every worker.
     indexes: HashMap<IndexKey, IndexNo>,
     next_index: u32,
     progress: BTreeMap<ViewNo, (usize, usize)>,
-    worker: u64,
-    workers: u64,
+    /// Which worker this is, of how many.
+    place: (u64, u64),
+    ended: Ended,
 }
 
 impl Engine {
-    /// Builds the graph.
-    pub(crate) fn new(worker: &mut Worker) -> Self {
+    /// Builds the graph. `ended` tells that a worker will not take part in any further tick.
+    pub(crate) fn new(worker: &mut Worker, ended: Ended) -> Self {
         let documents: Rc<RefCell<Documents>> = Rc::default();
         let tables: Rc<RefCell<Tables>> = Rc::default();
         let state = State {
@@ -223,58 +224,67 @@ impl Engine {
                 end.probe_with(&probe);
             }
         });
-        let (worker, workers) = (worker.index() as u64, worker.peers() as u64);
         Self {
             state,
             arrivals,
             nudges,
             probe,
             walks: VecDeque::new(),
+            withdrawing: BTreeSet::new(),
             indexes: HashMap::new(),
             next_index: 0,
             progress: BTreeMap::new(),
-            worker,
-            workers,
+            place: (worker.index() as u64, worker.peers() as u64),
+            ended,
         }
     }
 
-    /// Runs one tick to its end.
-    pub(crate) fn tick(&mut self, worker: &mut Worker, batch: TickBatch) -> Report {
+    /// Runs one tick to its end, with this worker's share of what it brings.
+    ///
+    /// # Errors
+    /// A table could not be built, or another worker ended.
+    pub(crate) fn tick(
+        &mut self,
+        worker: &mut Worker,
+        batch: &TickBatch,
+        share: Share,
+    ) -> Result<Report, DataflowError> {
         self.arrivals.advance_to(round_zero(batch.tick));
         self.nudges.advance_to(round_zero(batch.tick));
         self.state.stamp.set(batch.stamp);
         self.state.evaluator.borrow_mut().begin(batch.now);
-        for document in batch.kept {
-            if document.key.partition() % self.workers == self.worker {
-                self.state.documents.borrow_mut().restore(document);
-            }
+        for document in share.kept {
+            self.state.documents.borrow_mut().restore(document);
         }
         for command in &batch.commands {
-            self.command(command, batch.tick);
+            self.command(command, batch.tick)?;
         }
-        for document in batch.documents {
+        for document in share.documents {
             self.arrive(document);
         }
         let (walked, ended) = self.walk(batch.walk);
         let end = round_zero(Tick(batch.tick.0 + 1));
         self.arrivals.advance_to(end);
         self.nudges.advance_to(end);
-        while self.probe.less_than(&end) {
-            worker.step();
+        self.finish(worker, end)?;
+        if let Some(error) = self.state.failed.borrow_mut().take() {
+            return Err(error.into());
         }
         for view in &ended {
             self.progress.remove(view);
         }
         let kept = batch.slice.map(|slice| self.keep(slice));
-        Report {
+        let walks = &self.walks;
+        let withdrawn = self.withdrawing.extract_if(.., |no| !walks.iter().any(|walk| walk.view() == *no)).collect();
+        Ok(Report {
             published: self.state.tables.borrow_mut().publish(),
             progress: self.progress.iter().map(|(view, (done, total))| (*view, *done, *total)).collect(),
             completed: ended,
+            withdrawn,
             walking: !self.walks.is_empty(),
             walked,
             kept,
-            failed: self.state.failed.borrow_mut().take(),
-        }
+        })
     }
 
     /// Gives a checkpoint its slice of the documents and, with the last one, the tables.
@@ -288,21 +298,38 @@ impl Engine {
         Kept { documents: taken, held: documents.len(), tables }
     }
 
-    fn arrive(&mut self, Arriving { key, stamp, content }: Arriving) {
-        if let Content::Document(version) = content
-            && key.partition() % self.workers == self.worker
-        {
+    /// Steps until everything before `end` has passed every operator of every worker.
+    fn finish(&self, worker: &mut Worker, end: u64) -> Result<(), DataflowError> {
+        if worker.peers() == 1 {
+            while self.probe.less_than(&end) {
+                worker.step();
+            }
+            return Ok(());
+        }
+        while self.probe.less_than(&end) {
+            worker.step_or_park(Some(PEER_CHECK));
+            if self.ended.is_set() {
+                return Err(DataflowError::Peer);
+            }
+        }
+        Ok(())
+    }
+
+    fn arrive(&mut self, Arriving { key, stamp, content, .. }: Arriving) {
+        if let Content::Document(version) = content {
             self.arrivals.send(Arrival::Upsert { key, version, stamp });
         }
     }
 
-    fn command(&mut self, command: &Command, tick: Tick) {
+    fn command(&mut self, command: &Command, tick: Tick) -> Result<(), TableError> {
         match command {
             Command::Install(instance) => self.install(instance),
-            Command::Restore(instance, kept) => self.restore(instance, kept, tick),
-            Command::Retire(no) => self.retire(*no, tick),
+            Command::Restore(instance, kept) => self.restore(instance, kept, tick)?,
+            Command::Retire(no) => self.retire(*no, tick)?,
+            Command::Forget(no) => self.state.aggregates.borrow_mut().forget(*no),
             Command::Revisit(instance) => self.visit_all(instance),
         }
+        Ok(())
     }
 
     fn install(&mut self, instance: &Arc<Instance>) {
@@ -336,25 +363,24 @@ impl Engine {
     }
 
     /// Installs a row view whose table a checkpoint held; nothing is left to walk.
-    fn restore(&mut self, instance: &Arc<Instance>, kept: &KeptTable, tick: Tick) {
-        let Logic::Rows(logic) = &instance.logic else { return };
+    fn restore(&mut self, instance: &Arc<Instance>, kept: &KeptTable, tick: Tick) -> Result<(), TableError> {
+        let Logic::Rows(logic) = &instance.logic else { return Ok(()) };
         let (domain, kind) = (&instance.domain, logic.kind());
         let documents = self.state.documents.borrow();
         let document = |id: &str| {
             let key = DocKey { domain: domain.clone(), kind, id: DocId::new(id).ok()? };
             Some(documents.get(&key)?.doc.clone())
         };
-        let (worker, workers) = (self.worker, self.workers);
-        let is_ours = |id: &str| workers == 1 || partition(domain, kind, id) % workers == worker;
+        let (own, peers) = self.place;
+        let is_ours = |id: &str| peers == 1 || partition(domain, kind, id) % peers == own;
         let mut tables = self.state.tables.borrow_mut();
         tables.install(instance);
-        if let Err(error) = tables.restore(tick, instance.no, kept, is_ours, document) {
-            self.state.failed.borrow_mut().get_or_insert(error);
-        }
+        tables.restore(tick, instance.no, kept, is_ours, document)?;
         self.state.evaluator.borrow_mut().install(instance);
         self.progress.insert(instance.no, (0, 0));
         let (view, domain) = (instance.no, domain.clone());
         self.walks.push_back(Walk::Documents { view, domain, kind, next: 0, total: 0 });
+        Ok(())
     }
 
     /// The feeds of an aggregate view, each with the table it reads and whether it has to be filled.
@@ -392,7 +418,7 @@ impl Engine {
 
     /// Forgets a view. What an aggregate view and its indexes were given is taken back by walks of its own, behind
     /// those that may still be giving it.
-    fn retire(&mut self, no: ViewNo, tick: Tick) {
+    fn retire(&mut self, no: ViewNo, tick: Tick) -> Result<(), TableError> {
         self.walks.retain(|walk| !matches!(walk, Walk::Documents { view, .. } if *view == no));
         self.progress.remove(&no);
         let mut evaluator = self.state.evaluator.borrow_mut();
@@ -406,18 +432,17 @@ impl Engine {
             }
         }
         drop(evaluator);
-        let indexes = self.state.aggregates.borrow_mut().retire(no);
         let mut tables = self.state.tables.borrow_mut();
-        let readers = indexes.iter().map(|index| Reader::Index(*index)).chain([Reader::Base(no)]);
-        for (table, feed) in readers.flat_map(|reader| tables.unfeed(reader)).collect::<Vec<_>>() {
-            let total = walk_length(&table);
-            self.walks.push_back(Walk::Rows { view: no, table, feed, diff: -1, next: 0, total });
+        if let Some(indexes) = self.state.aggregates.borrow_mut().retire(no) {
+            let readers = indexes.iter().map(|index| Reader::Index(*index)).chain([Reader::Base(no)]);
+            for (table, feed) in readers.flat_map(|reader| tables.unfeed(reader)).collect::<Vec<_>>() {
+                let total = walk_length(&table);
+                self.walks.push_back(Walk::Rows { view: no, table, feed, diff: -1, next: 0, total });
+            }
+            self.indexes.retain(|_, held| !indexes.contains(held));
+            self.withdrawing.insert(no);
         }
-        self.indexes.retain(|_, held| !indexes.contains(held));
-        self.walks.push_back(Walk::Forget { view: no, indexes });
-        if let Err(error) = tables.retire(no, tick) {
-            self.state.failed.borrow_mut().get_or_insert(error);
-        }
+        tables.retire(no, tick)
     }
 
     fn visit_all(&mut self, instance: &Arc<Instance>) {
@@ -442,9 +467,6 @@ impl Engine {
         let mut left = budget;
         let mut ended = Vec::new();
         while let Some(walk) = self.walks.front_mut() {
-            if matches!(walk, Walk::Forget { .. }) && !self.state.row_walks.borrow().is_empty() {
-                break;
-            }
             let (next, total) = walk.range();
             let end = total.min(next + left);
             if end > next {
@@ -469,7 +491,6 @@ impl Engine {
                         self.state.row_walks.borrow_mut().push(slice);
                         *next = end;
                     }
-                    Walk::Forget { .. } => {}
                 }
                 left -= end - next;
             }
@@ -478,9 +499,7 @@ impl Engine {
                 self.count_progress(view);
                 break;
             }
-            if let Some(Walk::Forget { view, indexes }) = self.walks.pop_front() {
-                self.state.aggregates.borrow_mut().forget(view, &indexes);
-            }
+            self.walks.pop_front();
             self.count_progress(view);
             if !self.walks.iter().any(|walk| walk.view() == view) && self.progress.contains_key(&view) {
                 ended.push(view);

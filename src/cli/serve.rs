@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use dataflow::Workers;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::ConfigArgs;
@@ -22,6 +23,9 @@ pub(crate) struct ServeArgs {
     /// Run only these parts (comma-separated); all of them by default
     #[arg(long, value_enum, value_delimiter = ',', value_name = "ROLE")]
     role: Vec<Role>,
+    /// Threads that keep the tables; wins over the file
+    #[arg(long, value_name = "THREADS")]
+    workers: Option<Workers>,
 }
 
 /// Starts the server and waits for SIGTERM or Ctrl-C; a second one does not wait for requests to finish.
@@ -32,6 +36,9 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let mut config = args.config.load()?;
     if !args.role.is_empty() {
         config.roles = Roles(args.role);
+    }
+    if let Some(workers) = args.workers {
+        config.dataflow.workers = workers;
     }
     let config = config.checked()?;
     telemetry::start(&config.log)?;

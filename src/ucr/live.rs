@@ -12,6 +12,7 @@ use axum::{
     body::{Body, to_bytes},
     http::{Request, StatusCode, header},
 };
+use dataflow::DataflowConfig;
 use query::{QueryConfig, QueryState};
 use schemas::{
     change::{ChangeRecord, ChangedDocument, DocKind},
@@ -79,7 +80,7 @@ impl Authenticator for Everyone {
 impl Live {
     /// Starts one whose clock stands at `now`, microseconds since 1970 UTC.
     pub(crate) fn start(now: i64) -> Self {
-        let pipeline = Pipeline::start(Vec::new(), Arc::new(Standing(now)));
+        let pipeline = Pipeline::start(DataflowConfig::default(), Vec::new(), Arc::new(Standing(now)));
         let state = QueryState { views: pipeline.reader(), auth: Arc::new(Everyone), config: QueryConfig::default() };
         Self { sql: query::routes(Arc::new(state)), pipeline, now, domains: 0, sequence: 0, stamp: now }
     }

@@ -70,6 +70,14 @@ fn tables_of_the_workload_equal_a_batch_recomputation() {
     let figures = bench(&changes, &dump, &["--backfill"]);
     assert_eq!(figures["changes"], all.len());
     assert!(figures["p50_ms"].is_null() && figures["peak_rss_mb"].as_f64().unwrap() > 1.0, "{figures}");
+    assert!(figures.get("worker_records").is_none(), "{figures}");
+    compare(&world(&all, all.len()), &dump);
+
+    let dump = generated.path().join("shared-out");
+    let figures = bench(&changes, &dump, &["--backfill", "--workers", "2"]);
+    let shares: Vec<usize> = serde_json::from_value(figures["worker_records"].clone()).unwrap();
+    assert!(shares.len() == 2 && !shares.contains(&0) && shares.iter().sum::<usize>() == all.len(), "{figures}");
+    assert!((1.0..2.0).contains(&figures["skew"].as_f64().unwrap()), "{figures}");
     compare(&world(&all, all.len()), &dump);
 
     let dump = generated.path().join("paced");

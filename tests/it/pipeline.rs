@@ -1,6 +1,6 @@
 //! The whole way of the maternal-health workload: forms over HTTP in, tables over SQL out, compared with the oracle at
 //! random moments while forms arrive, workers and villages move, and views are changed and added. Once with the embedded change
-//! log, once over Kafka.
+//! log, once over Kafka, once with tables that two threads keep together.
 
 use std::{cell::Cell, time::Instant};
 
@@ -27,6 +27,11 @@ async fn tables_are_right_at_every_moment_embedded() {
 async fn tables_are_right_at_every_moment_over_kafka() {
     let broker = Broker::start().await;
     follow(&Options { kafka: Some(broker.brokers.clone()), split: true, ..Options::default() }, 12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_are_right_at_every_moment_with_two_workers() {
+    follow(&Options { settings: vec!["dataflow.workers = 2".to_owned()], ..Options::default() }, 13).await;
 }
 
 async fn follow(options: &Options, seed: u64) {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::atomic::{AtomicI64, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
 };
 
 use parking_lot::Mutex as PlainMutex;
@@ -27,11 +27,6 @@ mod restart;
 use restart::Blobs;
 
 const DOMAIN: &str = "demo";
-
-/// Takes a checkpoint whenever it can.
-fn eager() -> DataflowConfig {
-    DataflowConfig { queue: 4, checkpoint_interval_ms: 1 }
-}
 
 /// A clock that tests set.
 #[derive(Debug)]
@@ -635,7 +630,17 @@ async fn settled(dataflow: &Dataflow, position: Position) -> Arc<Snapshot> {
     }
 }
 
+/// With checkpoints, if there is a place for them, as often as can be.
+fn config(workers: i64) -> DataflowConfig {
+    DataflowConfig { queue: 4, workers: workers.try_into().unwrap(), checkpoint_interval_ms: 1 }
+}
+
+/// Follows the steps with one worker, with two and with three.
 fn history(steps: &[Step]) {
+    (1..=3).for_each(|workers| followed(steps, workers));
+}
+
+fn followed(steps: &[Step], mut workers: i64) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let store = Store::default();
@@ -672,15 +677,17 @@ fn history(steps: &[Step]) {
         }
         // The first third is found by the scan, the rest comes through the log.
         let blobs = Blobs::default();
-        let start = || {
+        let start = |workers| {
             let (store, blobs, clock) = (store.clone(), blobs.clone(), Arc::clone(&clock));
-            Dataflow::start(eager(), Arc::new(store), Some(Arc::new(blobs)), clock)
+            Dataflow::start(config(workers), Arc::new(store), Some(Arc::new(blobs)), clock)
         };
-        let mut dataflow = start();
+        let mut dataflow = start(workers);
         for step in rest {
             if matches!(step, Step::Restart) {
+                // With another number of workers.
                 dataflow.shutdown().await;
-                dataflow = start();
+                workers = workers % 3 + 1;
+                dataflow = start(workers);
                 continue;
             }
             let committed = commit(&mut store.0.lock(), step);
@@ -770,7 +777,7 @@ async fn a_changed_name_concerns_those_who_use_it() {
         ),
     ]);
     let clock = Arc::new(SetClock(AtomicI64::new(1_000_000)));
-    let dataflow = Dataflow::start(eager(), Arc::new(store.clone()), None, clock);
+    let dataflow = Dataflow::start(config(1), Arc::new(store.clone()), None, clock);
     let failed = |position| {
         let dataflow = Arc::clone(&dataflow);
         async move {
@@ -816,4 +823,119 @@ async fn a_changed_name_concerns_those_who_use_it() {
     let snapshot = settled(&dataflow, position).await;
     compare(&store.0.lock(), &snapshot);
     dataflow.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_changes_while_a_row_stops_reading_it_is_not_remembered() {
+    for workers in 1..=3 {
+        let store = Store::default();
+        store.0.lock().commit(vec![(DocKind::DataSource, "mothers".to_owned(), Some(mothers()))]);
+        let clock = Arc::new(SetClock(AtomicI64::new(1_000_000)));
+        let dataflow = Dataflow::start(config(workers), Arc::new(store.clone()), None, clock);
+        let mother = |owner: &str| {
+            let body =
+                json!({"_id": "m", "domain": DOMAIN, "doc_type": "CommCareCase", "type": "mother", "owner_id": owner});
+            (DocKind::Case, "m".to_owned(), Some(body))
+        };
+        let group = |users: &[&str]| {
+            let body = json!({"_id": "g", "domain": DOMAIN, "doc_type": "Group", "case_sharing": true, "users": users});
+            (DocKind::Group, "g".to_owned(), Some(body))
+        };
+        let transactions = [
+            vec![mother("asha")],
+            // Asha's groups change in the very tick in which the mother is no longer hers.
+            vec![mother("bina"), group(&["asha"])],
+            vec![group(&[])],
+            vec![mother("asha")],
+        ];
+        for changes in transactions {
+            let position = store.0.lock().commit(changes);
+            let snapshot = settled(&dataflow, position).await;
+            compare(&store.0.lock(), &snapshot);
+        }
+        dataflow.shutdown().await;
+    }
+}
+
+/// A clock that fails once when it is told to, and with it the thread that asks it.
+#[derive(Debug, Default)]
+struct Fragile(AtomicBool);
+
+impl Clock for Fragile {
+    fn now_micros(&self) -> i64 {
+        assert!(!self.0.swap(false, Ordering::Relaxed), "the clock fails");
+        1_000_000
+    }
+}
+
+/// A store whose log is cut off once when it is told to, and that counts its scans.
+#[derive(Clone, Debug, Default)]
+struct Trimmed {
+    store: Store,
+    cut: Arc<AtomicBool>,
+    scans: Arc<AtomicUsize>,
+}
+
+struct TrimmedTail(Box<dyn schemas::port::ChangeSource>, Arc<AtomicBool>);
+
+#[async_trait]
+impl schemas::port::ChangeSource for TrimmedTail {
+    async fn next(&mut self) -> Result<SourceEvent, SourceError> {
+        if self.1.swap(false, Ordering::Relaxed) {
+            return Err(SourceError::Gap { lane: LaneId::FIRST, wanted: Sequence(1), earliest: Sequence(2) });
+        }
+        self.0.next().await
+    }
+}
+
+#[async_trait]
+impl Bootstrap for Trimmed {
+    async fn scan(&self) -> Result<Box<dyn BootstrapScan>, SourceError> {
+        self.scans.fetch_add(1, Ordering::Relaxed);
+        self.store.scan().await
+    }
+    async fn changes(&self, from: Frontier) -> Result<Box<dyn schemas::port::ChangeSource>, SourceError> {
+        Ok(Box::new(TrimmedTail(self.store.changes(from).await?, Arc::clone(&self.cut))))
+    }
+    async fn identity(&self) -> Result<String, SourceError> {
+        self.store.identity().await
+    }
+    async fn kept(&self, reader: &str, frontier: &Frontier) -> Result<(), SourceError> {
+        self.store.kept(reader, frontier).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_workers_share_the_documents_fail_together_and_stop() {
+    let store = Trimmed::default();
+    let clock = Arc::new(Fragile::default());
+    let mother = |id| Step::Mother { id, owner: 1, high: true };
+    let source = |id: &str, body| (DocKind::DataSource, id.to_owned(), Some(body));
+    let put = |step: &Step| commit(&mut store.store.0.lock(), step).unwrap();
+    store.store.0.lock().commit(vec![source("mothers", mothers()), source("children", children(false))]);
+    let mut last = put(&mother(0));
+    let dataflow = Dataflow::start(config(2), Arc::new(store.clone()), None, Arc::<Fragile>::clone(&clock));
+    for id in 1..30 {
+        last = put(&mother(id));
+    }
+    let snapshot = settled(&dataflow, last).await;
+    compare(&store.store.0.lock(), &snapshot);
+    let records = dataflow.worker_records();
+    assert!(records.len() == 2 && records.iter().all(|count| *count > 0), "{records:?}");
+    assert_eq!(records.iter().sum::<u64>(), 30);
+
+    for (failure, id) in [(&clock.0, 1), (&*store.cut, 2)] {
+        let scans = store.scans.load(Ordering::Relaxed);
+        failure.store(true, Ordering::Relaxed);
+        let built_anew = async {
+            while store.scans.load(Ordering::Relaxed) == scans {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), built_anew).await.expect("the workers did not end");
+        last = put(&Step::Child { id, mother: 1, kg: Some(3) });
+        let snapshot = settled(&dataflow, last).await;
+        compare(&store.store.0.lock(), &snapshot);
+    }
+    tokio::time::timeout(Duration::from_secs(60), dataflow.shutdown()).await.expect("the workers did not end");
 }

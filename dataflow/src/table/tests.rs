@@ -77,6 +77,49 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn parts_together_equal_one_table(workers in 1usize..4, ticks in prop::collection::vec(
+        prop::collection::vec((0u8..40, 0usize..3, any::<u16>()), 1..12), 1..80)) {
+        let mut whole = TableWriter::new(schema(), Some(1));
+        let mut writers: Vec<TableWriter> = (0..workers).map(|_| TableWriter::new(schema(), Some(1))).collect();
+        let mut versions = Vec::new();
+        for (tick, changes) in ticks.iter().enumerate() {
+            let at = Tick(tick as u64 + 1);
+            for (key, copies, n) in changes {
+                let name = format!("doc-{key}");
+                let rows = (0..*copies).map(|i| row(&name, tick as i64, i64::from(*n) + i as i64)).collect();
+                let change = [(Arc::from(name), rows)];
+                whole.apply(at, &change).unwrap();
+                writers[usize::from(*key) % workers].apply(at, &change).unwrap();
+            }
+            if tick % 5 == 0 {
+                let parts = writers.iter().map(|writer| Arc::new(writer.publish())).collect();
+                versions.push((union(parts).unwrap(), whole.publish()));
+            }
+        }
+        let newest = versions.len() - 1;
+        for (version, (parts, whole)) in versions.into_iter().enumerate() {
+            prop_assert_eq!((parts.live_rows, parts.changed_at), (whole.live_rows, whole.changed_at));
+            prop_assert_eq!(content(&parts), content(&whole));
+            let stamps: Vec<_> = parts.segments.iter().map(|segment| segment.stamps.unwrap().1).collect();
+            prop_assert!(workers == 1 || stamps.is_sorted(), "{:?}", stamps);
+            for key in 0..40 {
+                let found = |table: &Table| {
+                    let places = table.index.as_ref().unwrap().find(table, &format!("doc-{key}"))?;
+                    let mut rows: Vec<Row> = places.into_iter()
+                        .map(|(s, r)| table.segments[s].row(&table.schema, r)).collect();
+                    rows.sort();
+                    Some(rows)
+                };
+                prop_assert_eq!(found(&parts), found(&whole));
+                prop_assert!(version < newest || ticks.len() % 5 != 1 || found(&parts).is_some());
+            }
+        }
+    }
+}
+
 #[test]
 fn segments_stay_few_and_dead_rows_are_let_go() {
     let mut writer = TableWriter::new(schema(), Some(1));

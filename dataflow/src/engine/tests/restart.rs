@@ -148,7 +148,7 @@ async fn checkpointed(store: &Store, blobs: &Blobs) {
 #[tokio::test]
 async fn a_restart_reads_the_checkpoint_and_the_log_behind_it() {
     let (store, blobs) = (filled(50), Blobs::default());
-    let dataflow = start(&store, &blobs, eager());
+    let dataflow = start(&store, &blobs, config(1));
     check(&store, &dataflow).await;
     checkpointed(&store, &blobs).await;
     dataflow.shutdown().await;
@@ -159,13 +159,13 @@ async fn a_restart_reads_the_checkpoint_and_the_log_behind_it() {
     }
     commit(&mut store.0.lock(), &Step::MovePlace { id: 0, parent: 3 });
     commit(&mut store.0.lock(), &Step::Delete { mother: false, id: 9 });
-    let dataflow = start(&store, &blobs, eager());
+    let dataflow = start(&store, &blobs, config(1));
     check(&store, &dataflow).await;
     assert_eq!(store.0.lock().scans, 1, "only the first start reads the primary store");
     checkpointed(&store, &blobs).await;
     dataflow.shutdown().await;
     // Nothing at all is new.
-    let dataflow = start(&store, &blobs, eager());
+    let dataflow = start(&store, &blobs, config(1));
     check(&store, &dataflow).await;
     assert_eq!(store.0.lock().scans, 1);
     dataflow.shutdown().await;
@@ -174,7 +174,7 @@ async fn a_restart_reads_the_checkpoint_and_the_log_behind_it() {
 #[tokio::test]
 async fn a_checkpoint_that_cannot_be_trusted_is_not() {
     let (store, blobs) = (filled(20), Blobs::default());
-    let dataflow = start(&store, &blobs, eager());
+    let dataflow = start(&store, &blobs, config(1));
     check(&store, &dataflow).await;
     checkpointed(&store, &blobs).await;
     dataflow.shutdown().await;
@@ -183,7 +183,7 @@ async fn a_checkpoint_that_cannot_be_trusted_is_not() {
     let mut again = async |spoil: &dyn Fn(&mut BTreeMap<String, Vec<u8>>)| {
         blobs.0.lock().blobs.clone_from(&whole);
         spoil(&mut blobs.0.lock().blobs);
-        let dataflow = start(&store, &blobs, eager());
+        let dataflow = start(&store, &blobs, config(1));
         check(&store, &dataflow).await;
         scans += 1;
         assert_eq!(store.0.lock().scans, scans, "the primary store is read instead");
@@ -208,7 +208,7 @@ async fn a_checkpoint_that_cannot_be_trusted_is_not() {
 #[tokio::test]
 async fn a_log_that_begins_behind_the_checkpoint_means_the_primary_store() {
     let (store, blobs) = (filled(20), Blobs::default());
-    let dataflow = start(&store, &blobs, eager());
+    let dataflow = start(&store, &blobs, config(1));
     check(&store, &dataflow).await;
     checkpointed(&store, &blobs).await;
     dataflow.shutdown().await;
@@ -217,7 +217,7 @@ async fn a_log_that_begins_behind_the_checkpoint_means_the_primary_store() {
     }
     let last = store.0.lock().log.pop_back().unwrap();
     store.0.lock().log = [last].into();
-    let dataflow = start(&store, &blobs, eager());
+    let dataflow = start(&store, &blobs, config(1));
     check(&store, &dataflow).await;
     assert_eq!(store.0.lock().scans, 2);
     dataflow.shutdown().await;
@@ -226,7 +226,7 @@ async fn a_log_that_begins_behind_the_checkpoint_means_the_primary_store() {
 #[tokio::test]
 async fn a_checkpoint_writes_what_has_changed() {
     let (store, blobs) = (filled(4000), Blobs::default());
-    let dataflow = start(&store, &blobs, DataflowConfig { checkpoint_interval_ms: 500, ..eager() });
+    let dataflow = start(&store, &blobs, DataflowConfig { checkpoint_interval_ms: 500, ..config(1) });
     settled(&dataflow, head(&store)).await;
     checkpointed(&store, &blobs).await;
     let whole = std::mem::take(&mut blobs.0.lock().written);
@@ -245,7 +245,7 @@ async fn a_store_that_dies_at_any_step_leaves_the_checkpoint_before() {
     let (store, blobs) = (filled(30), Blobs::default());
     for step in 0..40 {
         blobs.0.lock().left = Some(step % 8);
-        let dataflow = start(&store, &blobs, eager());
+        let dataflow = start(&store, &blobs, config(1));
         for id in 0..3 {
             store.0.lock().commit(pair((step as u32 * 7 + id) % 40, "high"));
         }
@@ -258,7 +258,7 @@ async fn a_store_that_dies_at_any_step_leaves_the_checkpoint_before() {
     assert!(store.0.lock().scans < 20, "most starts found a checkpoint");
     blobs.0.lock().left = None;
     store.0.lock().commit(pair(0, "low"));
-    let dataflow = start(&store, &blobs, eager());
+    let dataflow = start(&store, &blobs, config(1));
     check(&store, &dataflow).await;
     checkpointed(&store, &blobs).await;
     dataflow.shutdown().await;

@@ -17,7 +17,10 @@ use schemas::{
     table::{Table, TableName, ViewState},
 };
 use serde_json::{Value, json, value::RawValue};
-use udf::{DataSource, NameKind, Registry, Related, Relation, aggregate_view::AggregateView};
+use udf::{
+    DataSource, NameKind, Registry, Related, Relation,
+    aggregate_view::{Aggregate, AggregateView, ColumnRef},
+};
 
 use super::*;
 use crate::table::walk;
@@ -209,6 +212,19 @@ fn rows_of(source: &DataSource, world: &World) -> Vec<Row> {
     rows
 }
 
+/// What an aggregate's rows are ordered by, where it is not null, and their values.
+fn ordered(members: &[Vec<Row>], aggregate: &Aggregate, order_by: ColumnRef) -> Vec<(Cell, Cell)> {
+    members
+        .iter()
+        .filter(|rows| aggregate.filter.as_ref().is_none_or(|filter| filter.passes(rows)))
+        .map(|rows| {
+            let cell = |column| AggregateView::cell(rows, column).clone();
+            (cell(order_by), cell(aggregate.column.unwrap()))
+        })
+        .filter(|(order, _)| *order != Cell::Null)
+        .collect()
+}
+
 /// Nested loops over whole tables.
 fn groups_of(view: &AggregateView, tables: &dyn Fn(&str) -> Vec<Row>) -> Vec<Row> {
     let mut joined: Vec<Vec<Row>> = tables(&view.sources[0].table).into_iter().map(|row| vec![row]).collect();
@@ -268,6 +284,28 @@ fn groups_of(view: &AggregateView, tables: &dyn Fn(&str) -> Vec<Row>) -> Vec<Row
                     ),
                     Function::Min => values.iter().min().cloned().unwrap_or(Cell::Null),
                     Function::Max => values.iter().max().cloned().unwrap_or(Cell::Null),
+                    Function::First { order_by } => {
+                        let pairs = ordered(&members, aggregate, order_by);
+                        let first = pairs.iter().map(|(order, _)| order).min();
+                        let together = pairs.iter().filter(|(order, _)| Some(order) == first).map(|(_, value)| value);
+                        together.filter(|value| **value != Cell::Null).min().cloned().unwrap_or(Cell::Null)
+                    }
+                    Function::Last { order_by } => {
+                        ordered(&members, aggregate, order_by).into_iter().max().map_or(Cell::Null, |(_, value)| value)
+                    }
+                    Function::Top { order_by, n, descending } => {
+                        let mut pairs = ordered(&members, aggregate, order_by);
+                        pairs.retain(|(_, value)| *value != Cell::Null);
+                        pairs.sort();
+                        if descending {
+                            pairs.reverse();
+                        }
+                        let text = |(_, value)| match value {
+                            Cell::Decimal(value) => Cell::Text((value as f64 / 1e16).to_string().into()),
+                            other => other,
+                        };
+                        Cell::List(pairs.into_iter().take(n).map(text).collect())
+                    }
                 }
             });
             key.into_iter().chain(aggregates).collect()
@@ -397,6 +435,10 @@ fn by_place(extra: bool) -> Value {
     if extra {
         aggregates.push(json!({"function": "max", "column": "m.risk", "as": "worst"}));
         aggregates.push(json!({"function": "count_distinct", "column": "m.owner_id", "as": "owners"}));
+        aggregates.push(json!({"function": "last", "column": "m.risk", "order_by": "m.owner_id", "as": "last_risk"}));
+        aggregates
+            .push(json!({"function": "top", "column": "m.doc_id", "order_by": "m.n_children", "n": 2, "as": "most",
+            "where": {"column": "m.risk", "operator": "=", "value": "high"}}));
     }
     json!({"from": {"table": "mothers", "as": "m"},
         "joins": [{"table": "workers", "as": "w", "on": {"m.owner_id": "w.user_id"}},
@@ -408,7 +450,11 @@ fn by_place(extra: bool) -> Value {
 fn kilos() -> Value {
     json!({"from": {"table": "children"}, "group_by": [{"column": "mother_risk"}],
         "aggregates": [{"function": "sum", "column": "kg", "as": "kg"}, {"function": "avg", "column": "kg", "as": "mean"},
-                       {"function": "min", "column": "kg", "as": "least"}]})
+                       {"function": "min", "column": "kg", "as": "least"},
+                       {"function": "first", "column": "kg", "order_by": "place_name", "as": "first_kg"},
+                       {"function": "last", "column": "place_name", "order_by": "kg", "as": "heaviest_place"},
+                       {"function": "top", "column": "kg", "n": 2, "as": "heaviest"},
+                       {"function": "top", "column": "place_name", "order_by": "kg", "n": 3, "descending": false, "as": "light"}]})
 }
 
 /// One step of a history.

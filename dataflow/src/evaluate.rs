@@ -206,6 +206,12 @@ impl Evaluator {
         for Answer { subject, related } in answers {
             let Some(held) = self.subjects.get_mut(&subject) else { continue };
             let asking = held.asked.iter().filter(|(_, keys)| keys.contains(&related.relation)).map(|(view, _)| *view);
+            let asking: SmallVec<[ViewNo; 4]> = asking.collect();
+            if asking.is_empty() {
+                // It was under way when the question was taken back. Kept, it would be out of date by the time the question
+                // is asked again.
+                continue;
+            }
             work.entry(subject).or_default().extend(asking);
             upsert(&mut held.answers, related);
         }

@@ -25,6 +25,7 @@ use udf::{
 use super::*;
 use crate::{table::walk, view::DOCUMENT_TABLES};
 
+mod lanes;
 mod never_stale;
 
 const DOMAIN: &str = "demo";

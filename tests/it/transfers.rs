@@ -134,6 +134,19 @@ impl Field {
         self.seen[domain].fetch_max(seen.changes, Ordering::SeqCst);
     }
 
+    /// Waits until the domains say that they are stalled, or that they are not.
+    async fn stalled(&self, expected: [bool; 2]) {
+        eventually("a lane that stalls or goes on", async || {
+            let mut said = Vec::new();
+            for domain in domains() {
+                let rows = self.over_http(domain, "SELECT stalled FROM system.snapshot", None).await;
+                said.push(rows[0]["stalled"].as_bool().unwrap());
+            }
+            if said == expected { Ok(()) } else { Err(format!("{said:?} instead of {expected:?}")) }
+        })
+        .await;
+    }
+
     async fn read_http(self: Arc<Self>, domain: usize) -> usize {
         let mut reads = 0;
         while !self.enough.load(Ordering::Relaxed) {
@@ -242,6 +255,7 @@ fn settings(urls: &[String; 2], objects: &Path) -> Vec<String> {
         format!("ingest.databases = [{{ number = 1, url = {:?}, shards = \"512-1023\" }}]", urls[1]),
         "ingest.pins = { demo = 0, first = 0, second = 1 }".to_owned(),
         "query.default_wait_ms = 60000".to_owned(),
+        "query.stalled_after_ms = 1000".to_owned(),
     ]
 }
 
@@ -381,5 +395,12 @@ async fn follow(broker: Option<&Broker>, seed: u64) {
     }
     println!("{} transfers; reads of one domain and the other, over HTTP and over the wire: {reads:?}", 2 * transfers);
     assert!(reads.iter().all(|reads| *reads > 0));
+
+    // A lane that stays away is missed in its own domain, and there alone.
+    let away = &let_go[1];
+    away.send_replace(true);
+    field.stalled([false, true]).await;
+    away.send_replace(false);
+    field.stalled([false, false]).await;
     drop(relay);
 }

@@ -75,33 +75,60 @@ impl Log {
 struct Gated {
     documents: BTreeMap<DomainId, Present>,
     frontier: Frontier,
-    let_through: PlainMutex<Option<mpsc::UnboundedReceiver<Vec<Arc<ChangeRecord>>>>>,
+    let_through: PlainMutex<Option<mpsc::UnboundedReceiver<SourceEvent>>>,
 }
 
-struct Gate(mpsc::UnboundedReceiver<Vec<Arc<ChangeRecord>>>);
+struct Gate(mpsc::UnboundedReceiver<SourceEvent>);
 
 #[async_trait]
 impl schemas::port::ChangeSource for Gate {
     async fn next(&mut self) -> Result<SourceEvent, SourceError> {
-        match tokio::time::timeout(Duration::from_millis(50), self.0.recv()).await {
-            Ok(Some(records)) => Ok(SourceEvent::Records(records)),
-            Ok(None) => std::future::pending().await,
-            Err(_) => Ok(SourceEvent::Idle),
+        match self.0.recv().await {
+            Some(event) => Ok(event),
+            None => std::future::pending().await,
         }
+    }
+}
+
+/// A scan of one database after the other.
+struct DatabaseScan {
+    frontier: Frontier,
+    left: VecDeque<(u16, Vec<BootstrapDocument>)>,
+    database: Option<u16>,
+}
+
+#[async_trait]
+impl BootstrapScan for DatabaseScan {
+    fn frontier(&self) -> Frontier {
+        self.frontier.clone()
+    }
+    fn expected(&self) -> u64 {
+        0
+    }
+    fn database(&self) -> Option<u16> {
+        self.database
+    }
+    async fn next(&mut self) -> Result<Option<Vec<BootstrapDocument>>, SourceError> {
+        let Some((database, documents)) = self.left.pop_front() else { return Ok(None) };
+        self.database = Some(database);
+        Ok(Some(documents))
     }
 }
 
 #[async_trait]
 impl Bootstrap for Gated {
     async fn scan(&self) -> Result<Box<dyn BootstrapScan>, SourceError> {
-        let all = self.documents.iter().flat_map(|(domain, present)| {
-            present.iter().map(|((kind, id), (stamp, body))| BootstrapDocument {
+        let mut left = VecDeque::new();
+        for (domain, present) in &self.documents {
+            let database = domains().iter().position(|of| of == domain).unwrap() as u16;
+            let documents = present.iter().map(|((kind, id), (stamp, body))| BootstrapDocument {
                 domain: domain.clone(),
                 document: changed(*kind, id, *stamp, Some(body)),
-            })
-        });
-        let all: Vec<BootstrapDocument> = all.collect();
-        Ok(Box::new(Scan(self.frontier.clone(), all.chunks(5).map(<[_]>::to_vec).collect())))
+            });
+            let documents: Vec<BootstrapDocument> = documents.collect();
+            left.extend(documents.chunks(5).map(|some| (database, some.to_vec())));
+        }
+        Ok(Box::new(DatabaseScan { frontier: self.frontier.clone(), left, database: None }))
     }
 
     async fn changes(&self, _: Frontier) -> Result<Box<dyn schemas::port::ChangeSource>, SourceError> {
@@ -113,7 +140,8 @@ impl Bootstrap for Gated {
 struct Driven {
     log: Log,
     dataflow: Arc<Dataflow>,
-    gate: mpsc::UnboundedSender<Vec<Arc<ChangeRecord>>>,
+    clock: Arc<SetClock>,
+    gate: mpsc::UnboundedSender<SourceEvent>,
     waiting: BTreeMap<LaneId, VecDeque<Arc<ChangeRecord>>>,
     seen: Arc<Snapshot>,
 }
@@ -129,11 +157,11 @@ impl Driven {
             let_through: PlainMutex::new(Some(let_through)),
         };
         let clock = Arc::new(SetClock(AtomicI64::new(1_000_000)));
-        let dataflow = Dataflow::start(DataflowConfig { queue: 4 }, Arc::new(store), clock);
+        let dataflow = Dataflow::start(DataflowConfig { queue: 4 }, Arc::new(store), Arc::clone(&clock) as _);
         let last = scanned.positions().last().unwrap();
         dataflow.wait_for(last, Duration::from_secs(10)).await.unwrap();
         let seen = dataflow.snapshot();
-        Self { log, dataflow, gate, waiting, seen }
+        Self { log, dataflow, clock, gate, waiting, seen }
     }
 
     /// Lets the next `count` records of one of the lanes through, as one event; returns the last of them.
@@ -143,7 +171,7 @@ impl Driven {
         let records = self.waiting.get_mut(&lane)?;
         let next: Vec<_> = records.drain(..count.min(records.len())).collect();
         let last = next.last()?.position;
-        self.gate.send(next).unwrap();
+        self.gate.send(SourceEvent::Records(next)).unwrap();
         Some(last)
     }
 
@@ -158,6 +186,51 @@ impl Driven {
         self.seen = snapshot;
         &self.seen
     }
+}
+
+/// When the two domains' own lanes were last heard of, in seconds, once the first domain's is that.
+async fn heard_of(driven: &Driven, first: i64) -> [i64; 2] {
+    let begun = std::time::Instant::now();
+    loop {
+        let snapshot = driven.dataflow.snapshot();
+        let seconds = domains().map(|domain| snapshot.seen_at(&domain) / 1_000_000);
+        if seconds[0] == first {
+            return seconds;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{seconds:?} and not {first}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[test]
+fn a_lane_that_is_away_is_missed_in_its_own_domains_alone() {
+    runtime().block_on(async {
+        let mut log = Log::default();
+        for (at, domain) in domains().iter().enumerate() {
+            log.commit(lanes(at)[0], domain, &definitions(domain));
+        }
+        let scanned = log.end();
+        log.commit(lanes(0)[0], &domains()[0], &[(DocKind::User, "w".to_owned(), Some(json!({"_id": "w"})))]);
+        let mut driven = Driven::start(log, scanned).await;
+        let lanes = [lanes(0)[0], lanes(1)[0]];
+        assert_eq!(heard_of(&driven, 1).await, [1, 1]);
+        let clock = Arc::clone(&driven.clock);
+        let at = |seconds: i64| clock.0.store(seconds * 1_000_000, Ordering::Relaxed);
+        at(20);
+        driven.gate.send(SourceEvent::Stalled(lanes[1])).unwrap();
+        driven.gate.send(SourceEvent::IdleIn(vec![lanes[0]])).unwrap();
+        assert_eq!(heard_of(&driven, 20).await, [20, 1]);
+        assert_eq!(driven.dataflow.snapshot().sources_seen_at, 1_000_000);
+        at(30);
+        let position = driven.let_through(0, 1).unwrap();
+        driven.see(position).await;
+        assert_eq!(heard_of(&driven, 30).await, [30, 1], "records of one lane say nothing of the other");
+        at(40);
+        driven.gate.send(SourceEvent::Idle).unwrap();
+        assert_eq!(heard_of(&driven, 40).await, [40, 40]);
+        assert!(driven.dataflow.snapshot().lanes_seen_at.is_empty());
+        driven.dataflow.shutdown().await;
+    });
 }
 
 /// Each step of a schedule: which of the lanes that have something left, how many records as one event, and whether the

@@ -31,8 +31,8 @@ pub(super) enum Accumulator {
     Ordered(BTreeMap<(Cell, Cell), i64>),
 }
 
-/// A sum of numbers of up to 38 digits. It is kept in two halves: neither overflows, whatever is added and taken away in
-/// whatever order, until there are 10^19 rows.
+/// A sum of numbers of up to 38 digits. It is kept in two halves of which neither overflows, whatever is added and taken
+/// away in whatever order: there are fewer than 2^60 rows.
 #[derive(Default, PartialEq, Eq)]
 pub(super) struct Total {
     /// In units of [`HALF`].
@@ -40,12 +40,13 @@ pub(super) struct Total {
     low: i128,
 }
 
-const HALF: i128 = 10_i128.pow(19);
+const HALF_BITS: u32 = 64;
+const HALF: i128 = 1 << HALF_BITS;
 
 impl Total {
     fn add(&mut self, value: i128, times: i64) {
-        self.high += value / HALF * i128::from(times);
-        self.low += value % HALF * i128::from(times);
+        self.high += (value >> HALF_BITS) * i128::from(times);
+        self.low += (value & (HALF - 1)) * i128::from(times);
     }
 
     /// The sum, if a decimal column can hold it.
@@ -278,6 +279,10 @@ mod tests {
         assert_eq!(value_of(Function::Avg, ColumnType::Decimal, &differences), Cell::Null);
         differences.push((large.clone(), Cell::Null, -2));
         assert_eq!(value_of(Function::Sum, ColumnType::Decimal, &differences), large);
+        let (positive, negative) = (Cell::Decimal(5 * UNIT), Cell::Decimal(-7 * UNIT));
+        let mixed = [(positive, Cell::Null, 3), (negative, Cell::Null, 4)];
+        assert_eq!(value_of(Function::Sum, ColumnType::Decimal, &mixed), Cell::Decimal(-13 * UNIT));
+        assert_eq!(value_of(Function::Avg, ColumnType::Decimal, &mixed), Cell::Decimal(-13 * UNIT / 7));
         let most = (Cell::Int(i64::MAX), Cell::Null, 1_000_000);
         assert_eq!(value_of(Function::Sum, ColumnType::Integer, std::slice::from_ref(&most)), Cell::Null);
         assert_eq!(

@@ -175,7 +175,7 @@ fn check(live: &Live, log: &Log) -> anyhow::Result<()> {
 async fn timed(live: &Live, record: &Arc<ChangeRecord>) -> anyhow::Result<Duration> {
     let started = Instant::now();
     live.say(SourceEvent::Records(vec![Arc::clone(record)])).await?;
-    live.visible(record.position).await?;
+    live.visible(&record.domain, record.position).await?;
     Ok(started.elapsed())
 }
 
@@ -253,7 +253,7 @@ async fn thousand(filters: &Filters) -> anyhow::Result<()> {
     for record in others {
         untouched.push(timed(&live, record).await?);
     }
-    let rows = rows_of_sources(&live, events.last().map(|record| record.position)).await?;
+    let rows = rows_of_sources(&live, events.last().map(|record| &**record)).await?;
     anyhow::ensure!(rows == DOCUMENTS * TOUCHED, "{rows} rows in the tables of the sources");
     live.dataflow.shutdown().await;
     let name = match filters {
@@ -283,9 +283,9 @@ async fn idle_tick(live: &Live) -> anyhow::Result<Duration> {
     Ok(started.elapsed())
 }
 
-async fn rows_of_sources(live: &Live, last: Option<Position>) -> anyhow::Result<usize> {
+async fn rows_of_sources(live: &Live, last: Option<&ChangeRecord>) -> anyhow::Result<usize> {
     let snapshot = match last {
-        Some(last) => live.visible(last).await?,
+        Some(last) => live.visible(&last.domain, last.position).await?,
         None => live.dataflow.snapshot(),
     };
     let tables = snapshot.domains.values().flat_map(|domain| domain.tables.iter());

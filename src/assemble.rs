@@ -8,6 +8,7 @@ use dataflow::{Dataflow, source::KafkaChanges};
 use ingest::{Ingest, changelog::relay::Relay};
 use query::QueryState;
 use schemas::{
+    id::DomainId,
     port::{Bootstrap, CheckpointStore, SystemClock, ViewReader, WaitError},
     position::Position,
     table::Snapshot,
@@ -148,7 +149,7 @@ impl ViewReader for NoViews {
         false
     }
 
-    async fn wait_for(&self, wanted: Position, waited: Duration) -> Result<Arc<Snapshot>, WaitError> {
+    async fn wait_for(&self, _: &DomainId, wanted: Position, waited: Duration) -> Result<Arc<Snapshot>, WaitError> {
         tokio::time::sleep(waited).await;
         Err(WaitError::Timeout { wanted, waited, visible: "nothing: this process has no dataflow".to_owned() })
     }

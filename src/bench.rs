@@ -173,7 +173,7 @@ async fn feed(
     {
         let transaction = transaction?;
         changes += transaction.changes();
-        last = Some(transaction.record.position);
+        last = Some((transaction.record.domain.clone(), transaction.record.position));
         records.push(transaction.record);
         if records.len() == BATCH {
             pipeline.send(std::mem::replace(&mut records, Vec::with_capacity(BATCH))).await?;
@@ -182,8 +182,8 @@ async fn feed(
     if !records.is_empty() {
         pipeline.send(records).await?;
     }
-    if let Some(last) = last {
-        pipeline.visible(last).await?;
+    if let Some((domain, last)) = last {
+        pipeline.visible(&domain, last).await?;
     }
     Ok(changes)
 }

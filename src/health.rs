@@ -112,9 +112,9 @@ impl HealthState {
             stalled,
             roles: self.roles.clone(),
             snapshot: snapshot.map(|snapshot| SnapshotAge {
-                tick: snapshot.tick.0,
-                as_of: schemas::time::format_micros(snapshot.as_of),
-                complete_through: snapshot.complete_through.to_string(),
+                tick: snapshot.moment.tick.0,
+                as_of: schemas::time::format_micros(snapshot.moment.as_of),
+                complete_through: snapshot.moment.complete_through.to_string(),
             }),
         }
     }
@@ -127,6 +127,7 @@ mod tests {
     use async_trait::async_trait;
     use metrics_exporter_prometheus::PrometheusBuilder;
     use schemas::{
+        id::DomainId,
         port::WaitError,
         position::{LaneId, Position, Sequence},
         table::Snapshot,
@@ -147,7 +148,7 @@ mod tests {
             let mut snapshot = Snapshot { sources_seen_at: self.sources_seen_at, ..Snapshot::default() };
             for (database, seen_at) in self.lanes_seen_at {
                 let lane = LaneId { database: *database, writer: 0 };
-                snapshot.complete_through.advance(Position { lane, sequence: Sequence(1) });
+                snapshot.moment.complete_through.advance(Position { lane, sequence: Sequence(1) });
                 snapshot.lanes_seen_at.insert(lane, *seen_at);
             }
             Arc::new(snapshot)
@@ -155,7 +156,7 @@ mod tests {
         fn ready(&self) -> bool {
             self.ready
         }
-        async fn wait_for(&self, _: Position, _: Duration) -> Result<Arc<Snapshot>, WaitError> {
+        async fn wait_for(&self, _: &DomainId, _: Position, _: Duration) -> Result<Arc<Snapshot>, WaitError> {
             Err(WaitError::Stopping)
         }
     }

@@ -112,12 +112,12 @@ impl Pipeline {
         self.dataflow.snapshot()
     }
 
-    /// Waits until a record is visible.
+    /// Waits until a record is visible in the tables of its domain.
     ///
     /// # Errors
     /// It is not in time, or the dataflow has stopped.
-    pub(crate) async fn visible(&self, position: Position) -> anyhow::Result<Arc<Snapshot>> {
-        Ok(self.dataflow.wait_for(position, DEADLINE).await?)
+    pub(crate) async fn visible(&self, domain: &DomainId, position: Position) -> anyhow::Result<Arc<Snapshot>> {
+        Ok(self.dataflow.wait_for(domain, position, DEADLINE).await?)
     }
 
     /// Stops the dataflow.

@@ -59,14 +59,14 @@ impl Live {
             self.say(SourceEvent::Records(batch.to_vec())).await?;
         }
         match records.last() {
-            Some(last) => self.visible(last.position).await.map(drop),
+            Some(last) => self.visible(&last.domain, last.position).await.map(drop),
             None => Ok(()),
         }
     }
 
     /// Waits until a record is visible.
-    pub(crate) async fn visible(&self, position: Position) -> anyhow::Result<Arc<Snapshot>> {
-        Ok(self.dataflow.wait_for(position, DEADLINE).await?)
+    pub(crate) async fn visible(&self, domain: &DomainId, position: Position) -> anyhow::Result<Arc<Snapshot>> {
+        Ok(self.dataflow.wait_for(domain, position, DEADLINE).await?)
     }
 
     /// Waits until there is a snapshot and all its views are live.

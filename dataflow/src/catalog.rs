@@ -18,7 +18,7 @@ use schemas::{
     change::DocKind,
     id::DomainId,
     row::TableSchema,
-    table::{DomainTables, NamedTables, Table, TableName, ViewState, ViewStatus},
+    table::{DomainTables, Moment, NamedTables, Table, TableName, ViewState, ViewStatus},
 };
 use serde_json::Value;
 use udf::{
@@ -110,6 +110,8 @@ pub(crate) struct Catalog {
     /// Newer versions of published tables, by their place.
     newer: BTreeMap<DomainId, Vec<(usize, Arc<Table>)>>,
     published: HashMap<DomainId, Arc<DomainTables>>,
+    /// Domains whose published tables stay as they are.
+    held: BTreeSet<DomainId>,
     /// Definitions, named expressions and filters as they were put, for a checkpoint.
     texts: BTreeMap<ViewKey, Arc<str>>,
     /// Tables of a checkpoint that wait for their definitions.
@@ -130,6 +132,7 @@ impl Catalog {
             dirty: BTreeSet::new(),
             newer: BTreeMap::new(),
             published: HashMap::new(),
+            held: BTreeSet::new(),
             texts: BTreeMap::new(),
             kept: HashMap::new(),
         }
@@ -579,10 +582,27 @@ impl Catalog {
         self.errors.values().map(|errors| errors.table.live_rows).sum()
     }
 
-    /// The tables of all domains as readers shall see them now.
-    pub(crate) fn publish(&mut self) -> HashMap<DomainId, Arc<DomainTables>> {
-        let dirty = std::mem::take(&mut self.dirty);
+    /// The tables of all domains as readers shall see them now; those of domains that are `behind` stay as they were at the
+    /// moment that was published `last`, or earlier.
+    pub(crate) fn publish(
+        &mut self,
+        behind: &BTreeSet<DomainId>,
+        last: &Moment,
+    ) -> HashMap<DomainId, Arc<DomainTables>> {
+        for domain in behind.difference(&self.held) {
+            if let Some(published) = self.published.get_mut(domain) {
+                Arc::make_mut(published).behind = Some(last.clone());
+            }
+        }
+        self.dirty.extend(self.held.difference(behind).cloned());
+        self.held.clone_from(behind);
+        let changed = std::mem::take(&mut self.dirty).into_iter();
+        let (later, dirty): (BTreeSet<_>, BTreeSet<_>) = changed.partition(|domain| behind.contains(domain));
+        self.dirty = later;
         for (domain, newer) in std::mem::take(&mut self.newer) {
+            if behind.contains(&domain) {
+                continue;
+            }
             if let (false, Some(published)) = (dirty.contains(&domain), self.published.get_mut(&domain)) {
                 let published = Arc::make_mut(published);
                 newer.into_iter().for_each(|(place, table)| published.tables.replace(place, table));
@@ -617,7 +637,7 @@ impl Catalog {
         // Readers find the table also while nothing has failed.
         let errors = errors.entry(domain.clone()).or_insert_with(|| Errors::none(*workers));
         errors.place = Some(tables.add([TableName::new("system", "view_errors")], Arc::clone(&errors.table)));
-        DomainTables { tables, views: views.into() }
+        DomainTables { tables, views: views.into(), behind: None }
     }
 }
 

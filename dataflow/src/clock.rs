@@ -14,7 +14,7 @@ use schemas::{
     id::DomainId,
     port::Clock,
     position::{Frontier, LaneId, Stamp, Tick},
-    table::Snapshot,
+    table::{Moment, Snapshot},
 };
 use tokio::sync::mpsc;
 
@@ -88,6 +88,8 @@ pub(crate) struct TickClock<R> {
     walking: bool,
     last_live: Instant,
     keeper: Option<Keeper>,
+    /// Domains in which not everything has followed a change yet.
+    behind: BTreeSet<DomainId>,
     seen: Seen,
     /// Databases that each domain's documents come from.
     databases: Arc<HashMap<DomainId, BTreeSet<u16>>>,
@@ -131,7 +133,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
     ) -> Self {
         let now = wall.now_micros();
         // A new engine goes on counting where the last one of this process stopped, so that snapshots keep their order.
-        let tick = publisher.snapshot().tick;
+        let tick = publisher.snapshot().moment.tick;
         Self {
             run_tick,
             publisher,
@@ -148,6 +150,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             walking: false,
             last_live: Instant::now(),
             keeper,
+            behind: BTreeSet::new(),
             seen: Seen { all: now, later: BTreeMap::new() },
             databases: Arc::default(),
         }
@@ -312,6 +315,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         let mut reports =
             (self.run_tick)(&TickBatch { tick: self.tick, now, stamp: self.stamp, commands, walk, slice }, shares)?;
         self.walking = reports.iter().any(|report| report.walking);
+        self.behind = reports.iter_mut().flat_map(|report| std::mem::take(&mut report.behind)).collect();
         let walked = reports.iter().map(|report| report.walked).collect();
         let kept = reports.iter_mut().filter_map(|report| report.kept.take()).collect();
         self.catalog.take(reports);
@@ -368,18 +372,17 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         }
         let as_of = self.wall.now_micros();
         let (sources_seen_at, lanes_seen_at) = self.seen.of(&self.frontier);
+        let last = self.publisher.snapshot();
         let snapshot = Snapshot {
-            tick: self.tick,
-            as_of,
-            complete_through: self.frontier.clone(),
+            moment: Moment { tick: self.tick, as_of, complete_through: self.frontier.clone() },
             sources_seen_at,
             lanes_seen_at,
             databases: Arc::clone(&self.databases),
-            domains: self.catalog.publish(),
+            domains: self.catalog.publish(&self.behind, &last.moment),
         };
         self.metrics.published(as_of, self.stamp, self.catalog.failed_documents());
         let ready = self.publisher.ready();
-        if !ready && self.catalog.building() {
+        if !ready && (self.catalog.building() || !self.behind.is_empty()) {
             // The first snapshot that readers see holds every view that was there before.
             return;
         }

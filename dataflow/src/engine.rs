@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use schemas::{
+    id::DomainId,
     port::{Bootstrap, CheckpointStore, Clock, SourceError, SourceEvent, ViewReader, WaitError},
     position::{Frontier, Position},
     table::Snapshot,
@@ -94,8 +95,13 @@ impl ViewReader for Dataflow {
         self.publisher.ready()
     }
 
-    async fn wait_for(&self, position: Position, timeout: Duration) -> Result<Arc<Snapshot>, WaitError> {
-        self.publisher.wait_for(position, timeout).await
+    async fn wait_for(
+        &self,
+        domain: &DomainId,
+        position: Position,
+        timeout: Duration,
+    ) -> Result<Arc<Snapshot>, WaitError> {
+        self.publisher.wait_for(domain, position, timeout).await
     }
 }
 

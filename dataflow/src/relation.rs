@@ -8,11 +8,12 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
 };
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
+use indexmap::IndexSet;
 use schemas::{
     change::DocKind,
     doc::{Node, Symbol, View},
@@ -101,6 +102,29 @@ pub(crate) struct Related {
     pub(crate) relation: RelationKey,
     pub(crate) document: DocKey,
     pub(crate) version: Option<Version>,
+}
+
+/// Most subjects that are told of a change in the tick of the change. More are told over many ticks, while the domain's
+/// tables stay where they are and other domains go on (architecture D11). Few in tests, so that they come to it.
+const AT_ONCE: usize = if cfg!(test) { 2 } else { 512 };
+
+/// What those who answer are told.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Telling {
+    /// An answer has changed.
+    Changed(Related),
+    /// Tell so many of the subjects that have not been told yet, on that worker.
+    More { worker: u64, most: usize },
+}
+
+impl Telling {
+    /// The worker that it is for.
+    pub(crate) fn partition(&self) -> u64 {
+        match self {
+            Self::Changed(related) => related.relation.partition(),
+            Self::More { worker, .. } => *worker,
+        }
+    }
 }
 
 /// A subject starts or stops asking.
@@ -205,11 +229,19 @@ fn touched_cases(node: Node<'_>, found: &mut impl FnMut(&str)) {
     }
 }
 
+/// A change of an answer of which the subjects in places below `left` have not been told.
+struct Untold {
+    related: Related,
+    left: usize,
+}
+
 /// The questions that one worker answers.
 pub(crate) struct Relations {
     /// The answers to questions for the document of an id, which has the same home.
     documents: Rc<RefCell<Documents>>,
-    subjects: HashMap<RelationKey, HashSet<DocKey>>,
+    subjects: HashMap<RelationKey, IndexSet<DocKey>>,
+    /// Changes of which subjects are still to be told.
+    untold: VecDeque<Untold>,
     /// The answers to all other questions.
     answers: HashMap<RelationKey, Vec<(DocKey, Version)>>,
     /// Kinds of question that views of a domain ask, with the number of views.
@@ -218,7 +250,13 @@ pub(crate) struct Relations {
 
 impl Relations {
     pub(crate) fn new(documents: Rc<RefCell<Documents>>) -> Self {
-        Self { documents, subjects: HashMap::new(), answers: HashMap::new(), wanted: HashMap::new() }
+        Self {
+            documents,
+            subjects: HashMap::new(),
+            untold: VecDeque::new(),
+            answers: HashMap::new(),
+            wanted: HashMap::new(),
+        }
     }
 
     /// A view of the domain asks these kinds of question from now on. Returns those whose answers are still empty: the
@@ -253,6 +291,7 @@ impl Relations {
             let stays = |question: &RelationKey| question.domain != *domain || !gone.contains(&question.kind);
             self.answers.retain(|question, _| stays(question));
             self.subjects.retain(|question, _| stays(question));
+            self.untold.retain(|untold| stays(&untold.related.relation));
         }
         gone
     }
@@ -287,21 +326,63 @@ impl Relations {
         }
     }
 
-    /// Takes in a change of an answer and tells every subject that asked.
+    /// Takes in a change of an answer and tells the subjects that asked, unless there are too many.
     pub(crate) fn relate(&mut self, related: Related, tell: &mut impl FnMut(Answer)) {
-        for subject in self.subjects.get(&related.relation).into_iter().flatten() {
-            tell(Answer { subject: subject.clone(), related: related.clone() });
+        // Who has not been told of an earlier change of the document is told of this one instead.
+        self.untold.retain(|untold| {
+            untold.related.document != related.document || untold.related.relation != related.relation
+        });
+        if let Some(subjects) = self.subjects.get(&related.relation) {
+            if subjects.len() > AT_ONCE {
+                self.untold.push_back(Untold { related: related.clone(), left: subjects.len() });
+            } else {
+                for subject in subjects {
+                    tell(Answer { subject: subject.clone(), related: related.clone() });
+                }
+            }
         }
         if !matches!(related.relation.kind, RelationKind::Document(_)) {
             upsert(&mut self.answers, related);
         }
     }
 
+    /// Tells at most so many of those who have not been told yet, a part of each change.
+    pub(crate) fn tell_more(&mut self, most: usize, tell: &mut impl FnMut(Answer)) {
+        let share = most.div_ceil(self.untold.len().max(1));
+        let mut left = most;
+        for _ in 0..self.untold.len() {
+            let Some(mut untold) = self.untold.pop_front() else { break };
+            let Some(subjects) = self.subjects.get(&untold.related.relation) else { continue };
+            // Subjects come and go meanwhile: a new one is at the end and knows the answer, and the place of one that is
+            // gone is taken by the last one. So whoever is below `left` has not been told, and nobody else.
+            let end = untold.left.min(subjects.len());
+            let start = end.saturating_sub(share.min(left));
+            for subject in (start..end).filter_map(|at| subjects.get_index(at)) {
+                tell(Answer { subject: subject.clone(), related: untold.related.clone() });
+            }
+            left -= end - start;
+            untold.left = start;
+            if start > 0 {
+                self.untold.push_back(untold);
+            }
+        }
+    }
+
+    /// Number of subjects that have not been told yet of some change.
+    pub(crate) fn untold(&self) -> usize {
+        self.untold.iter().map(|untold| untold.left).sum()
+    }
+
+    /// Domains with subjects that have not been told yet.
+    pub(crate) fn behind(&self) -> BTreeSet<DomainId> {
+        self.untold.iter().map(|untold| untold.related.relation.domain.clone()).collect()
+    }
+
     /// Registers or forgets a subject; a new one is told the present answer.
     pub(crate) fn demand(&mut self, demand: Demand, tell: &mut impl FnMut(Answer)) {
         if !demand.asks {
             if let Some(subjects) = self.subjects.get_mut(&demand.relation) {
-                subjects.remove(&demand.subject);
+                subjects.swap_remove(&demand.subject);
                 if subjects.is_empty() {
                     self.subjects.remove(&demand.relation);
                 }

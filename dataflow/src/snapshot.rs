@@ -9,7 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use schemas::{port::WaitError, position::Position, table::Snapshot};
+use schemas::{id::DomainId, port::WaitError, position::Position, table::Snapshot};
 use tokio::sync::watch;
 
 /// Holds the newest snapshot.
@@ -28,7 +28,7 @@ impl Publisher {
 
     /// Makes a snapshot the one that new statements read.
     pub(crate) fn publish(&self, snapshot: Snapshot) {
-        let tick = snapshot.tick.0;
+        let tick = snapshot.moment.tick.0;
         self.current.store(Arc::new(snapshot));
         self.published.send_replace(tick);
     }
@@ -46,13 +46,18 @@ impl Publisher {
         self.current.load_full()
     }
 
-    /// Waits until a snapshot covers the position.
-    pub(crate) async fn wait_for(&self, wanted: Position, timeout: Duration) -> Result<Arc<Snapshot>, WaitError> {
+    /// Waits until a snapshot's tables of the domain cover the position.
+    pub(crate) async fn wait_for(
+        &self,
+        domain: &DomainId,
+        wanted: Position,
+        timeout: Duration,
+    ) -> Result<Arc<Snapshot>, WaitError> {
         let started = Instant::now();
         let mut published = self.published.subscribe();
         loop {
             let snapshot = self.snapshot();
-            if snapshot.complete_through.covers(wanted) {
+            if snapshot.moment_of(domain).complete_through.covers(wanted) {
                 return Ok(snapshot);
             }
             let left = timeout.saturating_sub(started.elapsed());
@@ -60,7 +65,7 @@ impl Publisher {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(WaitError::Stopping),
                 Err(_) => {
-                    let visible = self.snapshot().complete_through.to_string();
+                    let visible = self.snapshot().moment_of(domain).complete_through.to_string();
                     return Err(WaitError::Timeout { wanted, waited: timeout, visible });
                 }
             }
@@ -77,18 +82,21 @@ mod tests {
     #[tokio::test]
     async fn a_reader_waits_for_its_receipt_or_is_told() {
         let publisher = Arc::new(Publisher::new());
+        let domain = DomainId::new("demo").unwrap();
         let at = |sequence| Position { lane: LaneId::FIRST, sequence: Sequence(sequence) };
         let waiting = tokio::spawn({
             let publisher = Arc::clone(&publisher);
-            async move { publisher.wait_for(at(2), Duration::from_secs(10)).await }
+            let domain = domain.clone();
+            async move { publisher.wait_for(&domain, at(2), Duration::from_secs(10)).await }
         });
         for sequence in 1..=2 {
-            let mut snapshot = Snapshot { tick: Tick(sequence), ..Snapshot::default() };
-            snapshot.complete_through.advance(at(sequence));
+            let mut snapshot = Snapshot::default();
+            snapshot.moment.tick = Tick(sequence);
+            snapshot.moment.complete_through.advance(at(sequence));
             publisher.publish(snapshot);
         }
-        assert_eq!(waiting.await.unwrap().unwrap().tick, Tick(2));
-        let refused = publisher.wait_for(at(3), Duration::from_millis(5)).await.unwrap_err();
+        assert_eq!(waiting.await.unwrap().unwrap().moment.tick, Tick(2));
+        let refused = publisher.wait_for(&domain, at(3), Duration::from_millis(5)).await.unwrap_err();
         assert!(matches!(refused, WaitError::Timeout { .. }));
         assert!(refused.to_string().contains("m1.0-0.3") && refused.to_string().contains("m1.0-0.2"), "{refused}");
     }

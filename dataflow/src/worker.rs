@@ -101,6 +101,8 @@ pub(crate) struct Report {
     pub(crate) walking: bool,
     /// Documents or rows walked.
     pub(crate) walked: usize,
+    /// Domains in which not everything has followed a change yet; their tables are not to be shown.
+    pub(crate) behind: BTreeSet<DomainId>,
     /// What the checkpoint was given, if it asked.
     pub(crate) kept: Option<Kept>,
 }
@@ -122,6 +124,8 @@ enum Arrival {
     Upsert { key: DocKey, version: Option<Version>, stamp: Stamp },
     /// Evaluate the documents in places `start..end` for a view being built.
     Visit { view: ViewNo, domain: DomainId, kind: DocKind, start: usize, end: usize },
+    /// Tell so many subjects on that worker of changes of which they have not been told yet.
+    Tell { worker: u64, most: usize },
     /// Let the documents in places `start..end` contribute to a kind of question that is asked for the first time.
     Contribute { domain: DomainId, relation: RelationKind, start: usize, end: usize },
 }
@@ -262,7 +266,8 @@ impl Engine {
         for document in share.documents {
             self.arrive(document);
         }
-        let (walked, ended) = self.walk(batch.walk);
+        let told = self.tell(batch.walk);
+        let (walked, ended) = self.walk(batch.walk - told);
         let end = round_zero(Tick(batch.tick.0 + 1));
         self.arrivals.advance_to(end);
         self.nudges.advance_to(end);
@@ -273,6 +278,7 @@ impl Engine {
         for view in &ended {
             self.progress.remove(view);
         }
+        let behind = self.state.relations.borrow().behind();
         let kept = batch.slice.map(|slice| self.keep(slice));
         let walks = &self.walks;
         let withdrawn = self.withdrawing.extract_if(.., |no| !walks.iter().any(|walk| walk.view() == *no)).collect();
@@ -281,8 +287,9 @@ impl Engine {
             progress: self.progress.iter().map(|(view, (done, total))| (*view, *done, *total)).collect(),
             completed: ended,
             withdrawn,
-            walking: !self.walks.is_empty(),
-            walked,
+            walking: !self.walks.is_empty() || !behind.is_empty(),
+            walked: told + walked,
+            behind,
             kept,
         })
     }
@@ -460,6 +467,15 @@ impl Engine {
         let (left, total) = ranges.fold((0, 0), |(left, total), (next, end)| (left + end - next, total + end));
         let total = total.max(before.1);
         self.progress.insert(no, (total - left, total));
+    }
+
+    /// Lets up to `budget` subjects be told of changes that the tick of the change had no room for; returns how many.
+    fn tell(&mut self, budget: usize) -> usize {
+        let most = self.state.relations.borrow().untold().min(budget);
+        if most > 0 {
+            self.arrivals.send(Arrival::Tell { worker: self.place.0, most });
+        }
+        most
     }
 
     /// Walks up to `budget` documents or rows; returns how many, and the views whose walks ended.

@@ -121,7 +121,7 @@ impl Engine {
             return Err(QueryError::Starting);
         }
         let snapshot = match receipt {
-            Some(receipt) => self.views.wait_for(receipt, self.config.default_wait()).await?,
+            Some(receipt) => self.views.wait_for(domain, receipt, self.config.default_wait()).await?,
             None => self.views.snapshot(),
         };
         let tables = snapshot.domains.get(domain).cloned().unwrap_or_default();
@@ -264,7 +264,7 @@ impl Engine {
             return Err(QueryError::TooManyRows { limit: ask.max_rows });
         }
         let stream = execute_stream(plan, Arc::clone(&self.tasks))?;
-        tracing::debug!(domain = %scope.domain, protocol = ask.protocol, tick = scope.snapshot.tick.0, "started statement");
+        tracing::debug!(domain = %scope.domain, protocol = ask.protocol, tick = scope.snapshot.moment.tick.0, "started statement");
         Ok((stream, permit, deadline))
     }
 

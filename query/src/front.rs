@@ -45,10 +45,11 @@ pub(crate) struct Freshness {
 impl Freshness {
     /// Of a snapshot, as a domain sees it.
     pub(crate) fn of(snapshot: &schemas::table::Snapshot, tables: &DomainTables) -> Self {
+        let moment = tables.behind.as_ref().unwrap_or(&snapshot.moment);
         Self {
-            snapshot: snapshot.tick.0,
-            as_of: format_micros(snapshot.as_of),
-            complete_through: snapshot.complete_through.to_string(),
+            snapshot: moment.tick.0,
+            as_of: format_micros(moment.as_of),
+            complete_through: moment.complete_through.to_string(),
             errors: catalog::view_errors(tables),
         }
     }

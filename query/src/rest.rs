@@ -105,7 +105,10 @@ async fn take(doors: &Doors, principal: Principal, uri: &Uri) -> Result<Read, Qu
         return Err(QueryError::Starting);
     }
     let snapshot = match receipt {
-        Some(receipt) => doors.state.views.wait_for(receipt, doors.state.config.default_wait()).await?,
+        Some(receipt) => {
+            let wait = doors.state.config.default_wait();
+            doors.state.views.wait_for(&principal.domain, receipt, wait).await?
+        }
         None => doors.state.views.snapshot(),
     };
     let tables = snapshot.domains.get(&principal.domain).cloned().unwrap_or_default();

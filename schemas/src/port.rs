@@ -194,11 +194,16 @@ pub trait ViewReader: Send + Sync + fmt::Debug {
     /// False until the first snapshot that holds everything found at start.
     fn ready(&self) -> bool;
 
-    /// Waits until the record at `position` is visible and returns the snapshot that shows it.
+    /// Waits until the record at `position` is visible in the domain's tables and returns the snapshot that shows it.
     ///
     /// # Errors
     /// [`WaitError`] if it is not visible within `timeout`.
-    async fn wait_for(&self, position: Position, timeout: Duration) -> Result<Arc<Snapshot>, WaitError>;
+    async fn wait_for(
+        &self,
+        domain: &DomainId,
+        position: Position,
+        timeout: Duration,
+    ) -> Result<Arc<Snapshot>, WaitError>;
 }
 
 /// Things a principal may be allowed to do in a domain.

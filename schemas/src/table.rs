@@ -268,17 +268,28 @@ pub struct DomainTables {
     pub tables: NamedTables,
     /// Installed views.
     pub views: Arc<[ViewStatus]>,
+    /// Where the tables stand while so much of the domain follows one change that it takes many ticks; elsewhere they stand
+    /// where the snapshot does.
+    pub behind: Option<Moment>,
 }
 
-/// A consistent state of all tables: exactly the records up to `complete_through` are in it.
+/// A point in the history of all domains.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
+pub struct Moment {
     /// Logical time.
     pub tick: Tick,
     /// Wall-clock time of publication, microseconds since 1970 UTC.
     pub as_of: i64,
     /// How far each lane is included.
     pub complete_through: Frontier,
+}
+
+/// A consistent state of all tables: exactly the records up to `moment` are in them, or, in a domain that is
+/// [behind](DomainTables::behind), those up to its own.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// When it was published, and how far each lane is included.
+    pub moment: Moment,
     /// When all lanes had last proved that nothing newer was missing, microseconds since 1970 UTC. Far behind now means
     /// that one of them is stalled.
     pub sources_seen_at: i64,
@@ -291,9 +302,15 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Where the tables of a domain stand.
+    #[must_use]
+    pub fn moment_of(&self, domain: &DomainId) -> &Moment {
+        self.domains.get(domain).and_then(|tables| tables.behind.as_ref()).unwrap_or(&self.moment)
+    }
+
     /// Every lane, and when it last proved that nothing newer was missing.
     pub fn lanes(&self) -> impl Iterator<Item = (LaneId, i64)> + '_ {
-        self.complete_through.positions().map(|position| {
+        self.moment.complete_through.positions().map(|position| {
             let seen_at = self.lanes_seen_at.get(&position.lane).copied();
             (position.lane, seen_at.unwrap_or(self.sources_seen_at))
         })
@@ -321,7 +338,7 @@ mod tests {
         let mut snapshot = Snapshot { sources_seen_at: 10, ..Snapshot::default() };
         assert_eq!(snapshot.seen_at(&domain("first")), 10, "nothing is known of any lane");
         for lane in [lane(0, 0), lane(1, 0), lane(1, 1)] {
-            snapshot.complete_through.advance(Position { lane, sequence: Sequence(0) });
+            snapshot.moment.complete_through.advance(Position { lane, sequence: Sequence(0) });
         }
         snapshot.lanes_seen_at = BTreeMap::from([(lane(0, 0), 50), (lane(1, 1), 40)]);
         snapshot.databases = Arc::new(hashbrown::HashMap::from([

@@ -92,7 +92,7 @@ pub(crate) async fn send(
     let mut freshness = Histogram::new(3)?;
     let mut last = schedule.begin;
     while let Some(Sent { position, pregnancies }) = sent.recv().await {
-        let mut snapshot = pipeline.visible(position).await?;
+        let mut snapshot = pipeline.visible(domain, position).await?;
         last = Instant::now();
         for change in pregnancies {
             while !shows(&snapshot, domain, &change)? {

@@ -32,11 +32,11 @@ pub(super) fn report(snapshot: &Snapshot, ready: bool, history: &History, metric
     json!({
         "now": now / 1000,
         "ready": ready,
-        "tick": snapshot.tick,
-        "as_of": format_micros(snapshot.as_of),
-        "published_ms_ago": milliseconds(now - snapshot.as_of),
+        "tick": snapshot.moment.tick,
+        "as_of": format_micros(snapshot.moment.as_of),
+        "published_ms_ago": milliseconds(now - snapshot.moment.as_of),
         "sources_seen_ms_ago": milliseconds(now - seen_at),
-        "complete_through": snapshot.complete_through.to_string(),
+        "complete_through": snapshot.moment.complete_through.to_string(),
         "domain": sample::DOMAIN,
         "domains": snapshot.domains.len(),
         "errors": errors(snapshot),
@@ -75,7 +75,7 @@ fn tables(snapshot: &Snapshot, domain: &DomainTables) -> Vec<Value> {
         json!({
             "name": name.to_string(),
             "rows": table.live_rows,
-            "as_of": format_micros(snapshot.as_of),
+            "as_of": format_micros(snapshot.moment.as_of),
             "newest": newest_stamp(table).map(format_micros),
             "errors": table.errors,
         })

@@ -86,20 +86,20 @@ struct Watch {
 impl Watch {
     fn new(snapshot: &Snapshot, now: i64) -> Self {
         let newest = newest(snapshot, |_| true).unwrap_or(i64::MIN);
-        Self { tick: snapshot.tick, newest, records: records(snapshot), since: now, fresh: Vec::new() }
+        Self { tick: snapshot.moment.tick, newest, records: records(snapshot), since: now, fresh: Vec::new() }
     }
 
     /// Looks at the published snapshot; returns a point when a second is over.
     fn look(&mut self, snapshot: &Snapshot, now: i64) -> Option<Point> {
-        if snapshot.tick != self.tick {
+        if snapshot.moment.tick != self.tick {
             let seen = self.tick;
-            self.tick = snapshot.tick;
+            self.tick = snapshot.moment.tick;
             // A view being built brings old commits; they say nothing about freshness.
             let newest = newest(snapshot, |table| table.changed_at > seen).filter(|newest| *newest > self.newest);
             if let Some(newest) = newest {
                 self.newest = newest;
                 if self.fresh.len() < SAMPLES {
-                    self.fresh.push((snapshot.as_of - newest).max(0));
+                    self.fresh.push((snapshot.moment.as_of - newest).max(0));
                 }
             }
         }
@@ -128,7 +128,7 @@ fn quantile(sorted: &[i64], percent: usize) -> Option<f64> {
 }
 
 fn records(snapshot: &Snapshot) -> u64 {
-    snapshot.complete_through.positions().map(|position| position.sequence.0).sum()
+    snapshot.moment.complete_through.positions().map(|position| position.sequence.0).sum()
 }
 
 fn newest(snapshot: &Snapshot, which: impl Fn(&Table) -> bool) -> Option<i64> {
@@ -176,13 +176,11 @@ pub(super) mod tests {
         });
         let names = [TableName::new("ucr", "ucr_demo_pregnancies_0a1b2c3d"), TableName::new("ucr", "pregnancies")];
         let tables = names.map(|name| (name, Arc::clone(&table))).into_iter().collect();
-        let domain = DomainTables { tables, views: Arc::from([]) };
+        let domain = DomainTables { tables, views: Arc::from([]), behind: None };
         let mut complete_through = Frontier::default();
         complete_through.advance(Position { lane: LaneId::FIRST, sequence: Sequence(sequence) });
         Snapshot {
-            tick: Tick(tick),
-            as_of,
-            complete_through,
+            moment: Moment { tick: Tick(tick), as_of, complete_through },
             sources_seen_at: as_of,
             lanes_seen_at: std::collections::BTreeMap::new(),
             databases: Arc::default(),

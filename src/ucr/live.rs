@@ -99,7 +99,7 @@ impl Live {
         let domain = DomainId::new(&format!("source-{}", self.domains))?;
         let change = (DocKind::DataSource, "source".to_owned(), Some(definition.clone()));
         let last = self.commit(&domain, vec![change]).await?;
-        self.pipeline.visible(last).await?;
+        self.pipeline.visible(&domain, last).await?;
         self.pipeline.live(&domain).await?;
         Ok(Installed { domain, last })
     }
@@ -110,7 +110,7 @@ impl Live {
     /// An id that no document can have, or the dataflow has stopped.
     pub(crate) async fn change(&mut self, installed: &mut Installed, changes: Vec<Change>) -> anyhow::Result<()> {
         installed.last = self.commit(&installed.domain, changes).await?;
-        self.pipeline.visible(installed.last).await?;
+        self.pipeline.visible(&installed.domain, installed.last).await?;
         Ok(())
     }
 

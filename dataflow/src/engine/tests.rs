@@ -28,6 +28,7 @@ use crate::{table::walk, view::DOCUMENT_TABLES};
 mod lanes;
 mod never_stale;
 
+mod fan_out;
 mod restart;
 
 use restart::Blobs;
@@ -699,7 +700,8 @@ fn compare_domain(documents: &Present, domain: &DomainTables) {
 async fn settled(dataflow: &Dataflow, position: Position) -> Arc<Snapshot> {
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
     loop {
-        let snapshot = dataflow.wait_for(position, Duration::from_secs(30)).await.unwrap();
+        let snapshot =
+            dataflow.wait_for(&DomainId::new(DOMAIN).unwrap(), position, Duration::from_secs(30)).await.unwrap();
         let domain = DomainId::new(DOMAIN).unwrap();
         let views = &snapshot.domains[&domain].views;
         if views.iter().all(|view| view.state == ViewState::Live) {
@@ -861,7 +863,8 @@ async fn a_changed_name_concerns_those_who_use_it() {
     let failed = |position| {
         let dataflow = Arc::clone(&dataflow);
         async move {
-            let snapshot = dataflow.wait_for(position, Duration::from_secs(3)).await.unwrap();
+            let snapshot =
+                dataflow.wait_for(&DomainId::new(DOMAIN).unwrap(), position, Duration::from_secs(3)).await.unwrap();
             match view(&snapshot, "watch").0 {
                 ViewState::Failed { message } => message,
                 other => panic!("{other:?}"),

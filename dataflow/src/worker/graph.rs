@@ -18,7 +18,7 @@ use super::{Arrival, RowWalk, State, round_zero, tick_of};
 use crate::{
     aggregate::{JoinKey, Joined, Next},
     evaluate::{Changed, Reach, RowChange, Said},
-    relation::{Answer, Demand, Related, Relations},
+    relation::{Answer, Demand, Relations, Telling},
     rows::{Difference, Reader},
     table::walk,
     view::ViewNo,
@@ -44,7 +44,7 @@ pub(super) fn evaluation<'s>(
 }
 
 /// Keeps the present documents; says which changed, and what each contributes to.
-fn documents<'s>(arriving: Stream<'s, Arrival>, state: &State) -> (Stream<'s, Changed>, Stream<'s, Related>) {
+fn documents<'s>(arriving: Stream<'s, Arrival>, state: &State) -> (Stream<'s, Changed>, Stream<'s, Telling>) {
     let (documents, relations) = (Rc::clone(&state.documents), Rc::clone(&state.relations));
     arriving
         .unary(Pipeline, "Documents", move |_, _| {
@@ -60,18 +60,19 @@ fn documents<'s>(arriving: Stream<'s, Arrival>, state: &State) -> (Stream<'s, Ch
                                     session.give(Ok(Changed { key: key.clone(), reach: Reach::Only(view) }));
                                 }
                             }
+                            Arrival::Tell { worker, most } => session.give(Err(Telling::More { worker, most })),
                             Arrival::Contribute { domain, relation, start, end } => {
                                 let kind = relation.contributor();
                                 for (key, version) in
                                     kind.iter().flat_map(|kind| documents.slice(&domain, *kind, start, end))
                                 {
-                                    let mut say = |related| session.give(Err(related));
+                                    let mut say = |related| session.give(Err(Telling::Changed(related)));
                                     Relations::contribute(key, version, relation, &mut say);
                                 }
                             }
                             Arrival::Upsert { key, version, stamp } => {
                                 let Some(before) = documents.upsert(&key, stamp, version.clone()) else { continue };
-                                let mut say = |related| session.give(Err(related));
+                                let mut say = |related| session.give(Err(Telling::Changed(related)));
                                 relations.changes(&key, before.as_ref(), version.as_ref(), &mut say);
                                 session.give(Ok(Changed { key, reach: Reach::Every { before } }));
                             }
@@ -80,7 +81,7 @@ fn documents<'s>(arriving: Stream<'s, Arrival>, state: &State) -> (Stream<'s, Ch
                 });
             }
         })
-        .container::<Vec<Result<Changed, Related>>>()
+        .container::<Vec<Result<Changed, Telling>>>()
         .ok_err(|split| split)
 }
 
@@ -126,12 +127,12 @@ fn evaluate<'s>(
 }
 
 /// Answers demands from the documents that contribute, and tells subjects of changes.
-fn relate<'s>(related: Stream<'s, Related>, demands: Stream<'s, Demand>, state: &State) -> Stream<'s, Answer> {
+fn relate<'s>(related: Stream<'s, Telling>, demands: Stream<'s, Demand>, state: &State) -> Stream<'s, Answer> {
     let relations = Rc::clone(&state.relations);
-    let related_home = Exchange::new(|related: &Related| related.relation.partition());
+    let related_home = Exchange::new(Telling::partition);
     let demand_home = Exchange::new(|demand: &Demand| demand.relation.partition());
     related.binary_frontier(demands, related_home, demand_home, "Relate", move |_, _| {
-        let mut rounds: Rounds<Related, Demand> = BTreeMap::new();
+        let mut rounds: Rounds<Telling, Demand> = BTreeMap::new();
         move |(related, related_frontier), (demands, demands_frontier), output| {
             related.for_each(|capability, data| {
                 let Some(capability) = capability.retain_least(output.output_index()) else { return };
@@ -151,7 +152,12 @@ fn relate<'s>(related: Stream<'s, Related>, demands: Stream<'s, Demand>, state: 
                 let mut session = output.session(&capability);
                 let mut tell = |answer| session.give(answer);
                 let mut relations = relations.borrow_mut();
-                related.into_iter().for_each(|related| relations.relate(related, &mut tell));
+                for telling in related {
+                    match telling {
+                        Telling::Changed(related) => relations.relate(related, &mut tell),
+                        Telling::More { most, .. } => relations.tell_more(most, &mut tell),
+                    }
+                }
                 demands.into_iter().for_each(|demand| relations.demand(demand, &mut tell));
             }
         }

@@ -39,7 +39,7 @@ impl ViewReader for NoViews {
     fn ready(&self) -> bool {
         true
     }
-    async fn wait_for(&self, _: Position, _: Duration) -> Result<Arc<Snapshot>, WaitError> {
+    async fn wait_for(&self, _: &DomainId, _: Position, _: Duration) -> Result<Arc<Snapshot>, WaitError> {
         Err(WaitError::Stopping)
     }
 }

@@ -75,10 +75,11 @@ fn snapshot(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
     let snapshot = &scope.snapshot;
     let seen_at = snapshot.seen_at(&scope.domain);
     let behind = scope.now.saturating_sub(seen_at).max(0);
+    let moment = snapshot.moment_of(&scope.domain);
     Columns::default()
-        .numbers("tick", [Some(snapshot.tick.0)].into_iter())
-        .instant("as_of", snapshot.as_of)
-        .texts("complete_through", [Some(snapshot.complete_through.to_string())].into_iter())
+        .numbers("tick", [Some(moment.tick.0)].into_iter())
+        .instant("as_of", moment.as_of)
+        .texts("complete_through", [Some(moment.complete_through.to_string())].into_iter())
         .numbers("view_errors", [count(scope.view_errors())].into_iter())
         .instant("sources_seen_at", seen_at)
         .numbers("sources_behind_ms", [u64::try_from(behind / 1000).ok()].into_iter())

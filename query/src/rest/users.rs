@@ -158,7 +158,7 @@ const LAST_MONTH: [&str; 2] = ["submitted_last_month", "completed_last_month"];
 
 impl Counts {
     fn of(read: &Read, rows: &[Row]) -> Result<Self, QueryError> {
-        let (month, days) = lately(read.snapshot.as_of)?;
+        let (month, days) = lately(read.snapshot.moment.as_of)?;
         let workers = rows.iter().map(|row| row.id.clone()).collect();
         let wanted = [
             Condition::Text { column: "user_id", any: workers },

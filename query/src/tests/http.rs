@@ -177,8 +177,8 @@ async fn a_receipt_is_waited_for() {
     let answer = send(&app, Post { path, body, ..Post::default() });
     let publish = async {
         let mut next = world::snapshot(visits(false).0, vec![]);
-        next.tick.0 = 42;
-        next.complete_through.advance(world::position(42));
+        next.moment.tick.0 = 42;
+        next.moment.complete_through.advance(world::position(42));
         views.publish(next);
     };
     let (response, ()) = tokio::join!(answer, publish);

@@ -151,8 +151,8 @@ async fn receipts_are_waited_for() {
     assert_eq!(simple(&client, "show millrace.wait_for").await, ["m1.0-0.42"]);
     assert_eq!(state(&client, "select 1").await, "57014");
     let mut next = world::snapshot(visits(false).0, vec![]);
-    next.tick.0 = 42;
-    next.complete_through.advance(world::position(42));
+    next.moment.tick.0 = 42;
+    next.moment.complete_through.advance(world::position(42));
     server.views.publish(next);
     assert_eq!(simple(&client, "select tick from system.snapshot").await, ["42"]);
     let rows = client.query("select tick from system.snapshot", &[]).await.unwrap();

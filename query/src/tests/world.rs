@@ -24,7 +24,7 @@ use schemas::{
     port::{AuthError, Authenticator, Credentials, Permission, Principal, ViewReader, WaitError},
     position::{Frontier, LaneId, Position, Sequence, Tick},
     row::{Cell, Column, ColumnType, DECIMAL_PRECISION, DECIMAL_SCALE, TableSchema},
-    table::{DeadRows, DomainTables, KeyIndex, Segment, Snapshot, Table, TableName, ViewState, ViewStatus},
+    table::{DeadRows, DomainTables, KeyIndex, Moment, Segment, Snapshot, Table, TableName, ViewState, ViewStatus},
     time::parse_micros,
 };
 use tokio::sync::watch;
@@ -381,18 +381,20 @@ pub(super) fn snapshot(visits: Arc<Table>, others: Vec<(&str, Arc<Table>)>) -> S
     let other = DomainTables {
         tables: [(TableName::new("ucr", "secret"), secret)].into_iter().collect(),
         views: Arc::from([]),
+        behind: None,
     };
     let mut complete_through = Frontier::default();
     complete_through.advance(position(41));
     Snapshot {
-        tick: Tick(41),
-        as_of: parse_micros("2024-03-01T10:00:00").unwrap(),
-        complete_through,
+        moment: Moment { tick: Tick(41), as_of: parse_micros("2024-03-01T10:00:00").unwrap(), complete_through },
         sources_seen_at: parse_micros("2024-03-01T10:00:00").unwrap(),
         lanes_seen_at: BTreeMap::new(),
         databases: Arc::default(),
         domains: [
-            (DomainId::new(DOMAIN).unwrap(), Arc::new(DomainTables { tables: tables.into_iter().collect(), views })),
+            (
+                DomainId::new(DOMAIN).unwrap(),
+                Arc::new(DomainTables { tables: tables.into_iter().collect(), views, behind: None }),
+            ),
             (DomainId::new("other").unwrap(), Arc::new(other)),
         ]
         .into(),
@@ -429,16 +431,16 @@ impl ViewReader for FakeViews {
         true
     }
 
-    async fn wait_for(&self, position: Position, timeout: Duration) -> Result<Arc<Snapshot>, WaitError> {
+    async fn wait_for(&self, _: &DomainId, position: Position, timeout: Duration) -> Result<Arc<Snapshot>, WaitError> {
         let mut receiver = self.snapshots.subscribe();
-        let covered = receiver.wait_for(|snapshot| snapshot.complete_through.covers(position));
+        let covered = receiver.wait_for(|snapshot| snapshot.moment.complete_through.covers(position));
         match tokio::time::timeout(timeout, covered).await {
             Ok(Ok(snapshot)) => Ok(Arc::clone(&snapshot)),
             Ok(Err(_)) => Err(WaitError::Stopping),
             Err(_) => Err(WaitError::Timeout {
                 wanted: position,
                 waited: timeout,
-                visible: self.snapshot().complete_through.to_string(),
+                visible: self.snapshot().moment.complete_through.to_string(),
             }),
         }
     }

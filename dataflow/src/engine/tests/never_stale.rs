@@ -27,7 +27,8 @@ impl Live {
     /// One transaction; from now on the first snapshot that covers it is looked at.
     async fn change(&mut self, documents: impl IntoIterator<Item = Written>) {
         let position = self.store.0.lock().commit(documents.into_iter().collect());
-        self.snapshot = self.dataflow.wait_for(position, Duration::from_secs(10)).await.unwrap();
+        self.snapshot =
+            self.dataflow.wait_for(&DomainId::new(DOMAIN).unwrap(), position, Duration::from_secs(10)).await.unwrap();
         compare(&self.store.0.lock(), &self.snapshot);
     }
 

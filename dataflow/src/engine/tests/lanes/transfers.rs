@@ -90,8 +90,12 @@ fn transfers(moves: &[Transfer], schedule: &Schedule) {
                 loop {
                     let snapshot = dataflow.snapshot();
                     constant(&snapshot);
-                    assert!(snapshot.tick >= seen.tick);
-                    assert!(seen.complete_through.positions().all(|before| snapshot.complete_through.covers(before)));
+                    for domain in domains() {
+                        let (before, now) = (seen.moment_of(&domain), snapshot.moment_of(&domain));
+                        assert!(now.tick >= before.tick);
+                        let covered = |before| now.complete_through.covers(before);
+                        assert!(before.complete_through.positions().all(covered));
+                    }
                     seen = snapshot;
                     tokio::task::yield_now().await;
                 }

@@ -80,6 +80,9 @@ pub(crate) enum CheckpointError {
 /// A definition, or a built-in table, by its domain, kind and id.
 pub(crate) type ViewKey = (DomainId, DocKind, String);
 
+/// Definitions as they were put.
+pub(crate) type Definitions = Vec<(ViewKey, Arc<str>)>;
+
 /// A document as it stands, also one that is gone.
 #[derive(Clone, Debug)]
 pub(crate) struct KeptDocument {
@@ -96,6 +99,7 @@ pub(crate) struct KeptTable {
     pub(crate) failed: Vec<Failure>,
 }
 
+/// A segment as it stands. Several workers that were given it by a checkpoint have different rows of it.
 #[derive(Clone, Debug)]
 pub(crate) struct KeptSegment {
     pub(crate) no: SegmentNo,
@@ -122,8 +126,8 @@ pub(crate) struct State {
     pub(crate) frontier: Frontier,
     /// Number of documents, those that are gone included.
     pub(crate) documents: usize,
-    /// Definitions as they were put, with the rest of the domain's registry.
-    pub(crate) definitions: Vec<(ViewKey, Arc<str>)>,
+    /// Those of views, with the rest of the domain's registry.
+    pub(crate) definitions: Definitions,
     pub(crate) tables: Vec<(ViewKey, KeptTable)>,
 }
 

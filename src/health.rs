@@ -20,7 +20,7 @@ use crate::{
     postgres::PostgresState,
 };
 
-/// A change source that has not been heard of for this long counts as stalled. It reports every 100 ms when healthy.
+/// A lane of the change log that has not been heard of for this long counts as stalled. It reports every 100 ms when healthy.
 const STALLED_AFTER_MICROS: i64 = 10_000_000;
 
 /// What readiness is judged by.
@@ -42,6 +42,9 @@ pub(crate) struct HealthState {
 struct Readiness {
     ready: bool,
     reasons: Vec<String>,
+    /// Lanes that are silent while others are not: what is said of their domains may be out of date.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stalled: Vec<String>,
     roles: Roles,
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<SnapshotAge>,
@@ -86,17 +89,27 @@ impl HealthState {
             reasons.push(format!("Postgres is down: {reason}"));
         }
         let snapshot = self.roles.has(Role::Dataflow).then(|| self.views.snapshot());
+        let mut stalled = Vec::new();
         if let Some(snapshot) = &snapshot {
-            let silent = now_micros.saturating_sub(snapshot.sources_seen_at);
+            let silence = |seen_at: i64| now_micros.saturating_sub(seen_at);
+            let seen_at = snapshot.lanes().map(|(_, seen_at)| seen_at).max();
+            let silent = silence(seen_at.unwrap_or(snapshot.sources_seen_at));
             if !self.views.ready() {
                 reasons.push("the tables are being filled from the store".to_owned());
             } else if silent > STALLED_AFTER_MICROS {
                 reasons.push(format!("the change log has been silent for {} s", silent / 1_000_000));
+            } else {
+                let silent = snapshot.lanes().map(|(lane, seen_at)| (lane, silence(seen_at)));
+                let silent = silent.filter(|(_, silent)| *silent > STALLED_AFTER_MICROS);
+                stalled.extend(
+                    silent.map(|(lane, silent)| format!("lane {lane} has been silent for {} s", silent / 1_000_000)),
+                );
             }
         }
         Readiness {
             ready: reasons.is_empty(),
             reasons,
+            stalled,
             roles: self.roles.clone(),
             snapshot: snapshot.map(|snapshot| SnapshotAge {
                 tick: snapshot.tick.0,
@@ -113,7 +126,11 @@ mod tests {
 
     use async_trait::async_trait;
     use metrics_exporter_prometheus::PrometheusBuilder;
-    use schemas::{port::WaitError, position::Position, table::Snapshot};
+    use schemas::{
+        port::WaitError,
+        position::{LaneId, Position, Sequence},
+        table::Snapshot,
+    };
 
     use super::*;
 
@@ -121,12 +138,19 @@ mod tests {
     struct Views {
         ready: bool,
         sources_seen_at: i64,
+        lanes_seen_at: &'static [(u16, i64)],
     }
 
     #[async_trait]
     impl ViewReader for Views {
         fn snapshot(&self) -> Arc<Snapshot> {
-            Arc::new(Snapshot { sources_seen_at: self.sources_seen_at, ..Snapshot::default() })
+            let mut snapshot = Snapshot { sources_seen_at: self.sources_seen_at, ..Snapshot::default() };
+            for (database, seen_at) in self.lanes_seen_at {
+                let lane = LaneId { database: *database, writer: 0 };
+                snapshot.complete_through.advance(Position { lane, sequence: Sequence(1) });
+                snapshot.lanes_seen_at.insert(lane, *seen_at);
+            }
+            Arc::new(snapshot)
         }
         fn ready(&self) -> bool {
             self.ready
@@ -146,11 +170,17 @@ mod tests {
             roles: Roles(roles.to_vec()),
             stop: CancellationToken::new(),
         };
-        let live = Views { ready: true, sources_seen_at: 100 };
+        let live = Views { ready: true, sources_seen_at: 100, lanes_seen_at: &[] };
         assert!(state(live, &[Role::Dataflow]).judge(200).ready);
-        let stalled = state(Views { ready: true, sources_seen_at: 0 }, &[Role::Dataflow]).judge(60_000_000);
+        let at_sixty = |views: Views| state(views, &[Role::Dataflow]).judge(60_000_000);
+        let stalled = at_sixty(Views { ready: true, sources_seen_at: 0, lanes_seen_at: &[] });
         assert_eq!(stalled.reasons, ["the change log has been silent for 60 s"]);
-        let filling = Views { ready: false, sources_seen_at: 0 };
+        let all = at_sixty(Views { ready: true, sources_seen_at: 0, lanes_seen_at: &[(0, 0), (1, 1_000_000)] });
+        assert_eq!(all.reasons, ["the change log has been silent for 59 s"]);
+        let one = at_sixty(Views { ready: true, sources_seen_at: 0, lanes_seen_at: &[(0, 0), (1, 59_000_000)] });
+        assert!(one.ready, "the domains of the other lanes are served");
+        assert_eq!(one.stalled, ["lane 0-0 has been silent for 60 s"]);
+        let filling = Views { ready: false, sources_seen_at: 0, lanes_seen_at: &[] };
         assert!(state(Views { ..filling }, &[Role::Ingest]).judge(60_000_000).ready);
         postgres.send_replace(PostgresState::Down { reason: "gone".to_owned() });
         let both = state(filling, &[Role::Dataflow]);

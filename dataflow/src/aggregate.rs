@@ -1,9 +1,8 @@
 //! Aggregate views: differences of rows in, groups out (architecture D6).
 //!
 //! Joins are differential joins shared by all views: one arrangement holds every joined table's rows by (index, key),
-//! and each of the [`MAX_JOINS`] levels joins the rows that have come that far. What comes out is grouped here. Linear
-//! aggregates are numbers that differences add to; `min`, `max` and `count_distinct` keep their values counted and
-//! sorted, so every change costs the logarithm of a group's size and never a recomputation.
+//! and each of the [`MAX_JOINS`] levels joins the rows that have come that far. What comes out is grouped here; the
+//! arithmetic is that of [`Accumulator`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,14 +10,18 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use schemas::row::{Cell, ColumnType, DECIMAL_SCALE, Row};
-use udf::aggregate_view::{Aggregate, AggregateView, Function};
+use schemas::row::{Cell, Row};
+use udf::aggregate_view::AggregateView;
 
 use crate::{
     rows::IndexNo,
     table::KeyedRows,
     view::{Instance, Logic, ViewNo},
 };
+
+mod accumulator;
+
+use accumulator::Accumulator;
 
 /// One row of each source joined so far.
 pub(crate) type Joined = Vec<Row>;
@@ -38,11 +41,6 @@ struct Installed {
 struct Group {
     rows: i64,
     accumulators: Vec<Accumulator>,
-}
-
-enum Accumulator {
-    Sum { total: i128, values: i64 },
-    Values(BTreeMap<Cell, i64>),
 }
 
 /// Aggregate views of one worker.
@@ -140,7 +138,7 @@ impl Aggregates {
         group.rows += diff;
         for (aggregate, accumulator) in view.aggregates.iter().zip(&mut group.accumulators) {
             if aggregate.filter.as_ref().is_none_or(|filter| filter.passes(rows)) {
-                accumulator.add(aggregate.column.map(|column| AggregateView::cell(rows, column)), diff);
+                accumulator.add(aggregate, rows, diff);
             }
         }
         self.touched.insert((no, key));
@@ -159,8 +157,7 @@ impl Aggregates {
                 let values = aggregates.map(|(aggregate, accumulator)| accumulator.value(aggregate));
                 vec![key.iter().cloned().chain([Cell::Datetime(stamp)]).chain(values).collect()]
             } else {
-                // While a view is being built its differences come in any order; a group that is empty for good
-                // has no values left either.
+                // A group that is empty for good has no values left either; one that is being built may have.
                 if group.rows == 0 && group.accumulators.iter().all(Accumulator::is_empty) {
                     installed.groups.remove(&key);
                 }
@@ -170,72 +167,4 @@ impl Aggregates {
         }
         changed
     }
-}
-
-impl Accumulator {
-    fn new(aggregate: &Aggregate) -> Self {
-        match aggregate.function {
-            Function::Count | Function::Sum | Function::Avg => Self::Sum { total: 0, values: 0 },
-            Function::CountDistinct | Function::Min | Function::Max => Self::Values(BTreeMap::new()),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        match self {
-            Self::Sum { total, values } => *total == 0 && *values == 0,
-            Self::Values(values) => values.is_empty(),
-        }
-    }
-
-    /// `cell` is `None` when rows are counted.
-    fn add(&mut self, cell: Option<&Cell>, diff: i64) {
-        if cell == Some(&Cell::Null) {
-            return;
-        }
-        match self {
-            Self::Sum { total, values } => {
-                *values += diff;
-                let value = match cell {
-                    Some(Cell::Int(value)) => i128::from(*value),
-                    Some(Cell::Decimal(value)) => *value,
-                    _ => 0,
-                };
-                *total = total.saturating_add(value.saturating_mul(i128::from(diff)));
-            }
-            Self::Values(counted) => {
-                let Some(cell) = cell else { return };
-                let count = counted.entry(cell.clone()).or_default();
-                *count += diff;
-                if *count == 0 {
-                    counted.remove(cell);
-                }
-            }
-        }
-    }
-
-    fn value(&self, aggregate: &Aggregate) -> Cell {
-        let number = |value: i128| {
-            if aggregate.result == ColumnType::Decimal {
-                Cell::Decimal(value)
-            } else {
-                i64::try_from(value).map_or(Cell::Null, Cell::Int)
-            }
-        };
-        match (self, aggregate.function) {
-            (Self::Sum { values, .. }, Function::Count) => Cell::Int(*values),
-            (Self::Sum { total, .. }, Function::Sum) => number(*total),
-            (Self::Sum { values: 0, .. }, _) => Cell::Null,
-            (Self::Sum { total, values }, _) => Cell::Decimal(scaled(*total, aggregate) / i128::from(*values)),
-            (Self::Values(counted), Function::CountDistinct) => {
-                Cell::Int(i64::try_from(counted.len()).unwrap_or(i64::MAX))
-            }
-            (Self::Values(counted), Function::Min) => counted.keys().next().cloned().unwrap_or(Cell::Null),
-            (Self::Values(counted), _) => counted.keys().next_back().cloned().unwrap_or(Cell::Null),
-        }
-    }
-}
-
-/// A total in units of a decimal column.
-fn scaled(total: i128, aggregate: &Aggregate) -> i128 {
-    if aggregate.over_integers { total.saturating_mul(10i128.pow(DECIMAL_SCALE.unsigned_abs().into())) } else { total }
 }

@@ -13,9 +13,12 @@ mod keep;
 mod read;
 mod write;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use arrow_array::RecordBatch;
@@ -124,6 +127,8 @@ pub(crate) struct State {
     /// UCR's "today", in days since 1970.
     pub(crate) day: i64,
     pub(crate) frontier: Frontier,
+    /// Databases that each domain's documents come from.
+    pub(crate) databases: Vec<(DomainId, BTreeSet<u16>)>,
     /// Number of documents, those that are gone included.
     pub(crate) documents: usize,
     /// Those of views, with the rest of the domain's registry.

@@ -4,14 +4,16 @@
 //! live changes each tick walks a slice of what is being built; the slice shrinks while changes wait.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use hashbrown::HashMap;
 use schemas::{
+    id::DomainId,
     port::Clock,
-    position::{Frontier, Stamp, Tick},
+    position::{Frontier, LaneId, Stamp, Tick},
     table::Snapshot,
 };
 use tokio::sync::mpsc;
@@ -35,16 +37,16 @@ pub(crate) enum Event {
     Kept(Vec<KeptDocument>),
     /// Everything else of a checkpoint, behind its documents.
     Restored(Box<State>),
-    /// Documents of the scan of the primary store.
-    Documents(Vec<Arriving>),
+    /// Documents of the scan of the primary store, and which database they come from.
+    Documents(Vec<Arriving>, Option<u16>),
     /// The scan is complete and stands at this frontier.
     ScanDone(Frontier),
     /// Records of the change log.
     Records(Vec<Record>),
-    /// The source has nothing newer.
+    /// No lane has anything newer.
     Idle,
-    /// The source cannot read everything for now.
-    Stalled,
+    /// These lanes have nothing newer.
+    IdleIn(Vec<LaneId>),
 }
 
 /// A tick that holds so many documents takes no further events. More would not pay: what a tick costs by itself is little
@@ -85,10 +87,37 @@ pub(crate) struct TickClock<R> {
     walk: usize,
     walking: bool,
     last_live: Instant,
-    sources_seen_at: i64,
-    /// True from when a lane could not be read until all could.
-    stalled: bool,
     keeper: Option<Keeper>,
+    seen: Seen,
+    /// Databases that each domain's documents come from.
+    databases: Arc<HashMap<DomainId, BTreeSet<u16>>>,
+}
+
+/// When lanes last proved that nothing newer was missing, microseconds since 1970 UTC.
+#[derive(Debug)]
+struct Seen {
+    all: i64,
+    /// Of those that did so after `all`.
+    later: BTreeMap<LaneId, i64>,
+}
+
+impl Seen {
+    fn all(&mut self, now: i64) {
+        self.all = now;
+        self.later.clear();
+    }
+
+    fn lane(&mut self, lane: LaneId, now: i64) {
+        self.later.insert(lane, now);
+    }
+
+    /// The earliest of the lanes of a frontier, and those that are later than it.
+    fn of(&self, frontier: &Frontier) -> (i64, BTreeMap<LaneId, i64>) {
+        let at = |lane: LaneId| self.later.get(&lane).copied().unwrap_or(self.all);
+        let lanes = || frontier.positions().map(|position| (position.lane, at(position.lane)));
+        let earliest = lanes().map(|(_, at)| at).min().unwrap_or(self.all);
+        (earliest, lanes().filter(|(_, at)| *at > earliest).collect())
+    }
 }
 
 impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> TickClock<R> {
@@ -118,9 +147,9 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             walk: WALK_LIMITS.0,
             walking: false,
             last_live: Instant::now(),
-            sources_seen_at: now,
-            stalled: false,
             keeper,
+            seen: Seen { all: now, later: BTreeMap::new() },
+            databases: Arc::default(),
         }
     }
 
@@ -163,37 +192,38 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
                         }
                     }
                 }
-                Event::Restored(state) => {
+                Event::Restored(mut state) => {
                     self.tick = self.tick.max(state.tick);
                     self.stamp = self.stamp.max(state.stamp.0);
+                    self.databases = Arc::new(state.databases.drain(..).collect());
                     batch.commands.extend(self.catalog.restore(*state, self.day));
                 }
-                Event::Documents(documents) => {
+                Event::Documents(documents, database) => {
                     records += documents.len();
                     for document in documents {
+                        if let Some(database) = database {
+                            self.comes_from(&document.key.domain, database);
+                        }
                         batch.commands.extend(self.catalog.domain(&document.key.domain));
                         self.take(document, &mut batch);
                     }
                 }
                 Event::ScanDone(frontier) => scan_done = Some(frontier),
                 Event::Records(read) => {
-                    if !self.stalled {
-                        self.sources_seen_at = batch.now;
-                    }
                     records += read.len();
                     for record in read {
+                        let lane = record.position.lane;
                         self.frontier.advance(record.position);
+                        self.seen.lane(lane, batch.now);
+                        self.comes_from(&record.domain, lane.database);
                         batch.commands.extend(self.catalog.domain(&record.domain));
                         for document in record.documents {
                             self.take(document, &mut batch);
                         }
                     }
                 }
-                Event::Idle => {
-                    self.stalled = false;
-                    self.sources_seen_at = batch.now;
-                }
-                Event::Stalled => self.stalled = true,
+                Event::Idle => self.seen.all(batch.now),
+                Event::IdleIn(lanes) => lanes.into_iter().for_each(|lane| self.seen.lane(lane, batch.now)),
             }
             if scan_done.is_none() && batch.count < MAX_BATCH {
                 next = events.try_recv().ok();
@@ -226,6 +256,12 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
     fn gather(&self) -> Gathered {
         let shares = (0..self.workers.count()).map(|_| Share::default()).collect();
         Gathered { now: self.wall.now_micros(), commands: Vec::new(), shares, count: 0, slice: None }
+    }
+
+    fn comes_from(&mut self, domain: &DomainId, database: u16) {
+        if !self.databases.get(domain).is_some_and(|known| known.contains(&database)) {
+            Arc::make_mut(&mut self.databases).entry(domain.clone()).or_default().insert(database);
+        }
     }
 
     /// Notes the stamp of a document, and turns a definition into commands.
@@ -310,6 +346,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             stamp: Stamp(self.stamp),
             day: self.day,
             frontier: self.frontier.clone(),
+            databases: self.databases.iter().map(|(domain, numbers)| (domain.clone(), numbers.clone())).collect(),
             documents,
             definitions,
             tables: tables.into_iter().collect(),
@@ -330,11 +367,14 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             return;
         }
         let as_of = self.wall.now_micros();
+        let (sources_seen_at, lanes_seen_at) = self.seen.of(&self.frontier);
         let snapshot = Snapshot {
             tick: self.tick,
             as_of,
             complete_through: self.frontier.clone(),
-            sources_seen_at: self.sources_seen_at,
+            sources_seen_at,
+            lanes_seen_at,
+            databases: Arc::clone(&self.databases),
             domains: self.catalog.publish(),
         };
         self.metrics.published(as_of, self.stamp, self.catalog.failed_documents());

@@ -235,7 +235,9 @@ impl Supervisor {
                     Event::Records(records.iter().map(|record| Record::read(record, self.workers())).collect())
                 }
                 Ok(SourceEvent::Idle) => Event::Idle,
-                Ok(SourceEvent::Stalled(_)) => Event::Stalled,
+                Ok(SourceEvent::IdleIn(lanes)) => Event::IdleIn(lanes),
+                // It has not been seen since the last time that it was; the source has said why.
+                Ok(SourceEvent::Stalled(_)) => continue,
                 Err(error @ SourceError::Gap { .. }) => return Err(error.into()),
                 Err(error @ SourceError::Unavailable(_)) => {
                     tracing::warn!(%error, "the change log cannot be read; trying again");
@@ -293,7 +295,7 @@ impl Supervisor {
         while let Some(documents) = scan.next().await.map_err(failed(true))? {
             let read = documents.iter().map(|found| Arriving::read(&found.domain, &found.document, self.workers()));
             let read = read.collect();
-            events.send(Event::Documents(read)).await.map_err(|_| Pumped::Gone)?;
+            events.send(Event::Documents(read, scan.database())).await.map_err(|_| Pumped::Gone)?;
         }
         events.send(Event::ScanDone(frontier.clone())).await.map_err(|_| Pumped::Gone)?;
         Ok(frontier)

@@ -223,8 +223,9 @@ impl Evaluator {
             let Some(held) = self.subjects.get_mut(&subject) else { continue };
             let asking = held.asked.iter().filter(|(_, keys)| keys.contains(&related.relation)).map(|(view, _)| *view);
             let asking: SmallVec<[ViewNo; 4]> = asking.collect();
-            // Told before it was known that the subject no longer asks: nobody would tell of later changes.
             if asking.is_empty() {
+                // It was under way when the question was taken back. Kept, it would be out of date by the time the question
+                // is asked again.
                 continue;
             }
             work.entry(subject).or_default().extend(asking);

@@ -99,7 +99,8 @@ async fn read(source: &mut KafkaSource, count: usize) -> Vec<Position> {
         assert!(begun.elapsed() < DEADLINE, "{} of {count} records came: {read:?}", read.len());
         match source.next().await {
             Ok(SourceEvent::Records(records)) => read.extend(records.iter().map(|record| record.position)),
-            Ok(SourceEvent::Idle | SourceEvent::Stalled(_)) | Err(SourceError::Unavailable(_)) => {}
+            Ok(SourceEvent::Idle | SourceEvent::IdleIn(_) | SourceEvent::Stalled(_))
+            | Err(SourceError::Unavailable(_)) => {}
             Err(gap) => panic!("{gap}"),
         }
     }
@@ -128,6 +129,7 @@ async fn the_log_is_read_from_kafka() {
     the_start_is_found_in_a_long_log(&mut broker).await;
     a_missing_record_is_a_gap(&mut broker).await;
     pieces_become_one_record(&mut broker).await;
+    a_lane_that_is_silent_is_stalled_and_the_others_are_not(&mut broker).await;
     a_topic_that_is_missing_is_waited_for(&mut broker).await;
     drop(broker);
     a_lost_broker_loses_and_doubles_nothing(&mut Broker::own()).await;
@@ -211,6 +213,35 @@ async fn pieces_become_one_record(broker: &mut Broker) {
         let expected: Vec<_> = (from + 1..=3).map(|sequence| at(0, sequence)).collect();
         assert_eq!(read(&mut source, expected.len()).await, expected);
     }
+}
+
+async fn a_lane_that_is_silent_is_stalled_and_the_others_are_not(broker: &mut Broker) {
+    let [living, silent] = [at(0, 1).lane, at(1, 1).lane];
+    broker.reset(Some(2)).await;
+    let writer = Writer::new(broker, 2);
+    writer.records(0, [1]).await;
+    writer.records(1, [1]).await;
+    let mut source = open(broker, &[]);
+    assert_eq!(read(&mut source, 2).await.len(), 2);
+    let signs = async {
+        loop {
+            writer.message(at(0, 1), None, None).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let told = async {
+        let is_stalled = |event: &_| matches!(event, Ok(SourceEvent::Stalled(lane)) if *lane == silent);
+        until(&mut source, "word of the silence", is_stalled).await;
+        let is_idle = |event: &_| matches!(event, Ok(SourceEvent::IdleIn(lanes)) if *lanes == [living]);
+        until(&mut source, "word of the other", is_idle).await;
+    };
+    tokio::select! {
+        () = told => {}
+        () = signs => {}
+    }
+    writer.records(1, [2]).await;
+    assert_eq!(read(&mut source, 1).await, [at(1, 2)]);
+    until(&mut source, "idle", |event| matches!(event, Ok(SourceEvent::Idle))).await;
 }
 
 async fn a_topic_that_is_missing_is_waited_for(broker: &mut Broker) {

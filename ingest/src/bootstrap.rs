@@ -21,9 +21,9 @@ use crate::{
     store::{
         cases::{self, case_columns},
         compress,
-        databases::Databases,
+        databases::{Database, Databases},
         directory, ledgers,
-        pool::{Connection, Pool, Use},
+        pool::{Connection, Use},
     },
     submit::{
         directory::doc_type,
@@ -116,6 +116,8 @@ struct Scans {
 /// The scan of one database.
 #[derive(Debug)]
 struct Scan {
+    /// Number of the database.
+    database: u16,
     connection: Connection,
     left: VecDeque<Part>,
     current: Option<Part>,
@@ -126,7 +128,7 @@ impl Bootstrap for PrimaryStore {
     async fn scan(&self) -> Result<Box<dyn BootstrapScan>, SourceError> {
         let mut scans = Scans { frontier: Frontier::default(), expected: 0, left: VecDeque::new() };
         for database in self.databases.all() {
-            scans.open(&database.pool).await.map_err(unavailable)?;
+            scans.open(database).await.map_err(unavailable)?;
         }
         Ok(Box::new(scans))
     }
@@ -161,8 +163,8 @@ fn unavailable(error: DatabaseError) -> SourceError {
 }
 
 impl Scans {
-    async fn open(&mut self, pool: &Pool) -> Result<(), DatabaseError> {
-        let connection = pool.address().connect(Use::Long).await?;
+    async fn open(&mut self, database: &Database) -> Result<(), DatabaseError> {
+        let connection = database.pool.address().connect(Use::Long).await?;
         connection.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         for row in connection.query_typed("SELECT lane, sequence FROM lanes", &[]).await? {
             let sequence: i64 = row.try_get(1)?;
@@ -179,7 +181,7 @@ impl Scans {
             .await?;
         let count: i64 = count.try_get(0)?;
         self.expected += u64::try_from(count).unwrap_or_default();
-        self.left.push_back(Scan { connection, left: Part::ALL.into(), current: None });
+        self.left.push_back(Scan { database: database.number, connection, left: Part::ALL.into(), current: None });
         Ok(())
     }
 }
@@ -192,6 +194,10 @@ impl BootstrapScan for Scans {
 
     fn expected(&self) -> u64 {
         self.expected
+    }
+
+    fn database(&self) -> Option<u16> {
+        self.left.front().map(|scan| scan.database)
     }
 
     async fn next(&mut self) -> Result<Option<Vec<BootstrapDocument>>, SourceError> {

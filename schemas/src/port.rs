@@ -21,7 +21,10 @@ pub enum SourceEvent {
     Records(Vec<Arc<ChangeRecord>>),
     /// Nothing newer than what was said existed just now, in any lane.
     Idle,
-    /// A lane cannot be read for now; the others go on. Until the next `Idle` something may be missing.
+    /// The same of these lanes alone, while others are busy or cannot be read.
+    IdleIn(Vec<LaneId>),
+    /// A lane cannot be read for now; the others go on. Something of it may be missing until it is idle or a record of it
+    /// comes.
     Stalled(LaneId),
 }
 
@@ -46,8 +49,8 @@ pub enum SourceError {
 /// The change log, read from a frontier on.
 #[async_trait]
 pub trait ChangeSource: Send {
-    /// Waits for the next event; returns [`SourceEvent::Idle`] at least every 100 ms when nothing happens and every lane can be
-    /// read.
+    /// Waits for the next event. A lane that can be read and has nothing new is said to be idle at least every 100 ms, also
+    /// while others are busy.
     ///
     /// # Errors
     /// [`SourceError`]; after `Unavailable` the call may be repeated and nothing is skipped.
@@ -71,6 +74,11 @@ pub trait BootstrapScan: Send {
 
     /// Documents to come, as far as known.
     fn expected(&self) -> u64;
+
+    /// Number of the database that the last documents came from, if there are several.
+    fn database(&self) -> Option<u16> {
+        None
+    }
 
     /// The next documents in any order, each document once; `None` at the end.
     ///

@@ -2,7 +2,11 @@
 //!
 //! A snapshot is one pointer. It holds every table of every domain at one tick; whoever holds it sees nothing move.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use arrow_array::{BooleanArray, RecordBatch};
 use arrow_schema::SchemaRef;
@@ -11,7 +15,7 @@ use serde::Serialize;
 use crate::{
     doc::Doc,
     id::DomainId,
-    position::{Frontier, Tick},
+    position::{Frontier, LaneId, Tick},
     row::{Cell, Row, TableSchema},
 };
 
@@ -275,16 +279,60 @@ pub struct Snapshot {
     pub as_of: i64,
     /// How far each lane is included.
     pub complete_through: Frontier,
-    /// When the sources last proved that nothing newer was missing, microseconds since 1970 UTC. Far behind `as_of`
-    /// of now means a stalled source.
+    /// When all lanes had last proved that nothing newer was missing, microseconds since 1970 UTC. Far behind now means
+    /// that one of them is stalled.
     pub sources_seen_at: i64,
+    /// When those lanes last did that have since done so again.
+    pub lanes_seen_at: BTreeMap<LaneId, i64>,
+    /// Numbers of the databases that each domain's documents come from, where that is known.
+    pub databases: Arc<hashbrown::HashMap<DomainId, BTreeSet<u16>>>,
     /// Tables per domain.
     pub domains: hashbrown::HashMap<DomainId, Arc<DomainTables>>,
+}
+
+impl Snapshot {
+    /// Every lane, and when it last proved that nothing newer was missing.
+    pub fn lanes(&self) -> impl Iterator<Item = (LaneId, i64)> + '_ {
+        self.complete_through.positions().map(|position| {
+            let seen_at = self.lanes_seen_at.get(&position.lane).copied();
+            (position.lane, seen_at.unwrap_or(self.sources_seen_at))
+        })
+    }
+
+    /// When the lanes of the databases that a domain's documents come from last proved that nothing newer was missing.
+    /// As long as those are not known, all lanes count.
+    #[must_use]
+    pub fn seen_at(&self, domain: &DomainId) -> i64 {
+        let databases = self.databases.get(domain);
+        let own = self.lanes().filter(|(lane, _)| databases.is_none_or(|own| own.contains(&lane.database)));
+        own.map(|(_, seen_at)| seen_at).min().unwrap_or(self.sources_seen_at)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_domain_is_as_fresh_as_the_lanes_of_its_own_databases() {
+        use crate::position::{Position, Sequence};
+        let lane = |database, writer| LaneId { database, writer };
+        let domain = |name| DomainId::new(name).unwrap();
+        let mut snapshot = Snapshot { sources_seen_at: 10, ..Snapshot::default() };
+        assert_eq!(snapshot.seen_at(&domain("first")), 10, "nothing is known of any lane");
+        for lane in [lane(0, 0), lane(1, 0), lane(1, 1)] {
+            snapshot.complete_through.advance(Position { lane, sequence: Sequence(0) });
+        }
+        snapshot.lanes_seen_at = BTreeMap::from([(lane(0, 0), 50), (lane(1, 1), 40)]);
+        snapshot.databases = Arc::new(hashbrown::HashMap::from([
+            (domain("first"), BTreeSet::from([0])),
+            (domain("second"), BTreeSet::from([1])),
+            (domain("both"), BTreeSet::from([0, 1])),
+        ]));
+        let seen_at = ["first", "second", "both", "unknown"].map(|name| snapshot.seen_at(&domain(name)));
+        assert_eq!(seen_at, [50, 10, 10, 10]);
+        assert_eq!(snapshot.lanes().collect::<Vec<_>>(), [(lane(0, 0), 50), (lane(1, 0), 10), (lane(1, 1), 40)]);
+    }
 
     #[test]
     fn a_replaced_table_is_seen_under_all_its_names_by_the_newer_map_alone() {

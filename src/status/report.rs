@@ -25,8 +25,9 @@ const METRICS: &[(&str, &str)] = &[
 
 /// The JSON of a moment. `metrics` is the Prometheus text; `now` is microseconds since 1970 UTC.
 pub(super) fn report(snapshot: &Snapshot, ready: bool, history: &History, metrics: &str, now: i64) -> Value {
-    let domain =
-        snapshot.domains.iter().find(|(domain, _)| domain.as_str() == sample::DOMAIN).map(|(_, tables)| tables);
+    let domain = snapshot.domains.iter().find(|(domain, _)| domain.as_str() == sample::DOMAIN);
+    let seen_at = domain.map_or(snapshot.sources_seen_at, |(domain, _)| snapshot.seen_at(domain));
+    let domain = domain.map(|(_, tables)| tables);
     let (tables, views) = domain.map_or((Vec::new(), Vec::new()), |domain| (tables(snapshot, domain), views(domain)));
     json!({
         "now": now / 1000,
@@ -34,7 +35,7 @@ pub(super) fn report(snapshot: &Snapshot, ready: bool, history: &History, metric
         "tick": snapshot.tick,
         "as_of": format_micros(snapshot.as_of),
         "published_ms_ago": milliseconds(now - snapshot.as_of),
-        "sources_seen_ms_ago": milliseconds(now - snapshot.sources_seen_at),
+        "sources_seen_ms_ago": milliseconds(now - seen_at),
         "complete_through": snapshot.complete_through.to_string(),
         "domain": sample::DOMAIN,
         "domains": snapshot.domains.len(),

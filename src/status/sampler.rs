@@ -184,6 +184,8 @@ pub(super) mod tests {
             as_of,
             complete_through,
             sources_seen_at: as_of,
+            lanes_seen_at: std::collections::BTreeMap::new(),
+            databases: Arc::default(),
             domains: HashMap::from_iter([(DomainId::new("demo").unwrap(), Arc::new(domain))]),
         }
     }

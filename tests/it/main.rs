@@ -31,6 +31,7 @@ mod relay;
 mod s3;
 mod server;
 mod shards;
+mod transfers;
 mod ucr;
 mod whole;
 mod workload;

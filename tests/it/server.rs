@@ -199,6 +199,15 @@ impl Process {
         lines.get(lines.len().saturating_sub(40)..).unwrap_or_default().join("\n")
     }
 
+    /// A connection over the Postgres protocol, as a domain's administrator.
+    pub(crate) async fn wire(&self, domain: &str, password: &str) -> tokio_postgres::Client {
+        let (host, port) = self.wire.rsplit_once(':').unwrap();
+        let mut config = tokio_postgres::Config::new();
+        config.host(host).port(port.parse().unwrap()).dbname(domain);
+        config.user(format!("admin@{domain}")).password(password);
+        connect(&config).await.unwrap()
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
@@ -397,11 +406,7 @@ impl Server {
 
     /// A connection over the Postgres protocol, as the domain's administrator.
     pub(crate) async fn wire(&self) -> tokio_postgres::Client {
-        let (host, port) = self.answering().wire.rsplit_once(':').unwrap();
-        let mut config = tokio_postgres::Config::new();
-        config.host(host).port(port.parse().unwrap()).dbname(DOMAIN);
-        config.user(format!("admin@{DOMAIN}")).password(&self.password);
-        connect(&config).await.unwrap()
+        self.answering().wire(DOMAIN, &self.password).await
     }
 
     /// A connection to the private Postgres behind the server.

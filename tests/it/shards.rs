@@ -393,7 +393,7 @@ async fn order(field: &Field, member: &Member, step: Step) -> Outcome {
 }
 
 /// Runs the binary to its end and returns what it said.
-fn run(arguments: &[&str], config: &Path) -> String {
+pub(crate) fn run(arguments: &[&str], config: &Path) -> String {
     let output = millrace().args(arguments).arg("--config").arg(config).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{arguments:?}: {said}\n{}", String::from_utf8_lossy(&output.stderr));

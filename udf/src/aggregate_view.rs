@@ -17,7 +17,8 @@
 //!
 //! Tables are the domain's data sources by their `table_id`. Joins are inner and by equality; a row without a partner
 //! is left out, null keys never meet. `count` counts rows, `count` with a column counts its non-null values; a `sum`
-//! over nothing is 0, a `min`, `max` or `avg` over nothing is null. A group without rows has no row.
+//! over nothing is 0, a `min`, `max` or `avg` over nothing is null. `first` and `last` take a column's value from the row
+//! that comes first or last by another one, `top` lists the values of the rows that lead. A group without rows has no row.
 //!
 //! In: the document and the schemas of the tables it may name. Out: an [`AggregateView`] with every column resolved to a
 //! (source, index) pair, or every problem of the document at once.
@@ -70,9 +71,14 @@ pub struct Join {
     pub right: Vec<usize>,
 }
 
+/// Most values that `top` lists.
+pub const MAX_TOP: usize = 100;
+
+/// Names of the functions, for messages.
+const FUNCTIONS: &str = "count, count_distinct, sum, avg, min, max, first, last, top";
+
 /// What an aggregate computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Function {
     /// Rows, or non-null values of the column.
     Count,
@@ -86,6 +92,43 @@ pub enum Function {
     Min,
     /// Greatest non-null value.
     Max,
+    /// Value, null too, of the row with the least `order_by`. Of several such rows the least non-null value counts.
+    First {
+        /// Rows where it is null are left out.
+        order_by: ColumnRef,
+    },
+    /// Value, null too, of the row with the greatest `order_by`. Of several such rows the greatest value counts.
+    Last {
+        /// Rows where it is null are left out.
+        order_by: ColumnRef,
+    },
+    /// Non-null values of the rows that lead by `order_by` and then by value, as a list of texts.
+    Top {
+        /// Rows where it is null are left out.
+        order_by: ColumnRef,
+        /// Length of the list, 1 to [`MAX_TOP`].
+        n: usize,
+        /// The greatest lead, rather than the least.
+        descending: bool,
+    },
+}
+
+impl Function {
+    /// The column that rows are ordered by, if their order matters.
+    #[must_use]
+    pub const fn order_by(self) -> Option<ColumnRef> {
+        match self {
+            Self::First { order_by } | Self::Last { order_by } | Self::Top { order_by, .. } => Some(order_by),
+            Self::Count | Self::CountDistinct | Self::Sum | Self::Avg | Self::Min | Self::Max => None,
+        }
+    }
+
+    fn order_by_mut(&mut self) -> Option<&mut ColumnRef> {
+        match self {
+            Self::First { order_by } | Self::Last { order_by } | Self::Top { order_by, .. } => Some(order_by),
+            Self::Count | Self::CountDistinct | Self::Sum | Self::Avg | Self::Min | Self::Max => None,
+        }
+    }
 }
 
 /// One aggregate column.
@@ -157,6 +200,7 @@ impl AggregateView {
         self.group_by.iter_mut().for_each(&mut *show);
         for aggregate in &mut self.aggregates {
             aggregate.column.iter_mut().for_each(&mut *show);
+            aggregate.function.order_by_mut().into_iter().for_each(&mut *show);
             aggregate.filter.iter_mut().for_each(|filter| filter.columns(show));
         }
         self.filter.iter_mut().for_each(|filter| filter.columns(show));
@@ -234,9 +278,15 @@ struct GroupSpec {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct AggregateSpec {
-    function: Function,
+    function: String,
     #[serde(default)]
     column: Option<String>,
+    #[serde(default)]
+    order_by: Option<String>,
+    #[serde(default)]
+    n: Option<Value>,
+    #[serde(default)]
+    descending: Option<bool>,
     #[serde(rename = "as")]
     name: String,
     #[serde(default, rename = "where")]
@@ -348,10 +398,11 @@ impl Compiler<'_> {
             None => None,
         };
         let of = column.map(|column| self.column_type(column));
-        let result = match (spec.function, of) {
+        let function = self.function(pointer, spec)?;
+        let result = match (function, of) {
             (Function::Count, _) | (Function::CountDistinct, Some(_)) => ColumnType::BigInteger,
             (_, None) => {
-                self.problem(pointer, format!("{:?} needs a `column`", spec.function).to_lowercase());
+                self.problem(pointer, format!("{} needs a `column`", spec.function));
                 return None;
             }
             (Function::Sum, Some(of)) if integral(of) => ColumnType::BigInteger,
@@ -362,9 +413,75 @@ impl Compiler<'_> {
                 self.problem(pointer, format!("cannot add up a column of type {of:?}"));
                 return None;
             }
-            (Function::Min | Function::Max, Some(of)) => of,
+            (Function::Top { .. }, Some(of)) if !ordered(of) => {
+                self.problem(format!("{pointer}/column"), format!("cannot list the values of a column of type {of:?}"));
+                return None;
+            }
+            (Function::Top { .. }, Some(_)) => ColumnType::TextList,
+            (Function::Min | Function::Max | Function::First { .. } | Function::Last { .. }, Some(of)) => of,
         };
-        Some(Aggregate { function: spec.function, column, filter, over_integers: of.is_some_and(integral), result })
+        Some(Aggregate { function, column, filter, over_integers: of.is_some_and(integral), result })
+    }
+
+    /// The function of an aggregate with what it needs beside the column.
+    fn function(&mut self, pointer: &str, spec: &AggregateSpec) -> Option<Function> {
+        let name = spec.function.as_str();
+        let (ordering, listing) = (matches!(name, "first" | "last" | "top"), name == "top");
+        let keys = [
+            ("order_by", spec.order_by.is_some(), ordering, "`first`, `last` and `top` do"),
+            ("n", spec.n.is_some(), listing, "`top` does"),
+            ("descending", spec.descending.is_some(), listing, "`top` does"),
+        ];
+        for (key, _, _, others) in keys.into_iter().filter(|(_, given, takes, _)| *given && !takes) {
+            self.problem(format!("{pointer}/{key}"), format!("`{name}` takes no `{key}`, only {others}"));
+        }
+        Some(match name {
+            "count" => Function::Count,
+            "count_distinct" => Function::CountDistinct,
+            "sum" => Function::Sum,
+            "avg" => Function::Avg,
+            "min" => Function::Min,
+            "max" => Function::Max,
+            "first" => Function::First { order_by: self.order_by(pointer, spec)? },
+            "last" => Function::Last { order_by: self.order_by(pointer, spec)? },
+            "top" => {
+                let n = spec.n.as_ref().and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+                let Some(n) = n.filter(|n| (1..=MAX_TOP).contains(n)) else {
+                    let expected =
+                        format!("top needs `n`, how many values to list: a whole number from 1 to {MAX_TOP}");
+                    self.problem(format!("{pointer}/n"), expected);
+                    return None;
+                };
+                let order_by = self.order_by(pointer, spec)?;
+                Function::Top { order_by, n, descending: spec.descending.unwrap_or(true) }
+            }
+            other => {
+                let message = format!("unknown function `{other}` (expected {FUNCTIONS})");
+                self.problem(format!("{pointer}/function"), message);
+                return None;
+            }
+        })
+    }
+
+    /// The column that an aggregate orders rows by; `top` orders them by the values themselves if nothing else is named.
+    fn order_by(&mut self, pointer: &str, spec: &AggregateSpec) -> Option<ColumnRef> {
+        let (at, name) = match (&spec.order_by, &spec.column) {
+            (Some(name), _) => (format!("{pointer}/order_by"), name),
+            (None, Some(name)) if spec.function == "top" => (format!("{pointer}/column"), name),
+            _ => {
+                let what = "`order_by`, the column that says which row comes first";
+                let what = if spec.function == "top" { "a `column`" } else { what };
+                self.problem(pointer, format!("{} needs {what}", spec.function));
+                return None;
+            }
+        };
+        let column = self.column(&at, name)?;
+        let of = self.column_type(column);
+        if !ordered(of) {
+            self.problem(at, format!("rows have no order by a column of type {of:?}"));
+            return None;
+        }
+        Some(column)
     }
 
     fn predicate(&mut self, pointer: &str, spec: &predicate::Spec) -> Option<Predicate> {
@@ -424,6 +541,11 @@ const fn integral(of: ColumnType) -> bool {
     matches!(of, ColumnType::Integer | ColumnType::SmallInteger | ColumnType::BigInteger)
 }
 
+/// True if values of the type are less or greater than one another.
+const fn ordered(of: ColumnType) -> bool {
+    !matches!(of, ColumnType::TextList | ColumnType::Document)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -437,6 +559,7 @@ mod tests {
                 Column::new("owner_id", ColumnType::Text),
                 Column::new("qty", ColumnType::Integer),
                 Column::new("kg", ColumnType::Decimal),
+                Column::new("tags", ColumnType::TextList),
             ],
             "workers" => vec![Column::new("user_id", ColumnType::Text), Column::new("name", ColumnType::Text)],
             _ => return None,
@@ -456,7 +579,9 @@ mod tests {
                     {"function": "count", "as": "n"},
                     {"function": "sum", "column": "qty", "as": "total"},
                     {"function": "avg", "column": "v.kg", "as": "mean"},
-                    {"function": "max", "column": "v.doc_id", "as": "last"}]
+                    {"function": "max", "column": "v.doc_id", "as": "greatest"},
+                    {"function": "last", "column": "v.kg", "order_by": "v.doc_id", "as": "newest"},
+                    {"function": "top", "column": "v.qty", "n": 3, "as": "most"}]
             }),
             &tables,
         )
@@ -470,9 +595,13 @@ mod tests {
                 ("n", ColumnType::BigInteger),
                 ("total", ColumnType::BigInteger),
                 ("mean", ColumnType::Decimal),
-                ("last", ColumnType::Text)
+                ("greatest", ColumnType::Text),
+                ("newest", ColumnType::Decimal),
+                ("most", ColumnType::TextList)
             ]
         );
+        let quantity = ColumnRef { source: 0, column: 2 };
+        assert_eq!(view.aggregates[5].function, Function::Top { order_by: quantity, n: 3, descending: true });
         assert_eq!(view.joins[0].left, [ColumnRef { source: 0, column: 1 }]);
         assert_eq!(view.joins[0].right, [0]);
         assert_eq!(view.group_by, [ColumnRef { source: 1, column: 1 }]);
@@ -486,7 +615,8 @@ mod tests {
                 "joins": [{"table": "workers", "as": "w", "on": {"v.owner_id": "w.user_id"}}],
                 "where": {"not": {"column": "kg", "operator": "is_null"}},
                 "group_by": [{"column": "w.user_id"}],
-                "aggregates": [{"function": "count", "as": "n", "where": {"column": "v.owner_id", "operator": "=", "value": "a"}}]
+                "aggregates": [{"function": "count", "as": "n", "where": {"column": "v.owner_id", "operator": "=", "value": "a"}},
+                    {"function": "first", "column": "w.user_id", "order_by": "v.kg", "as": "lightest"}]
             }),
             &tables,
         )
@@ -521,5 +651,48 @@ mod tests {
         .unwrap_err();
         let places: Vec<_> = errors.problems.iter().map(|p| p.pointer.clone()).collect();
         assert_eq!(places, ["/joins/0/table", "/joins/1/on", "/group_by/0/column", "/aggregates/0", "/aggregates/1"]);
+    }
+
+    #[test]
+    fn what_an_aggregate_lacks_or_cannot_take_is_said() {
+        let problem = |aggregate: Value| {
+            let view = json!({"from": {"table": "visits"}, "aggregates": [aggregate]});
+            let errors = AggregateView::compile(&view, &tables).unwrap_err();
+            let [SpecProblem { pointer, message }] = errors.problems.as_slice() else { panic!("{errors}") };
+            format!("{}: {message}", pointer.strip_prefix("/aggregates/0").unwrap())
+        };
+        let refused = [
+            (json!({"function": "median", "as": "x"}), "/function: unknown function `median` (expected count, "),
+            (json!({"function": "first", "column": "qty", "as": "x"}), ": first needs `order_by`, the column that"),
+            (json!({"function": "last", "order_by": "kg", "as": "x"}), ": last needs a `column`"),
+            (
+                json!({"function": "last", "column": "qty", "order_by": "colour", "as": "x"}),
+                "/order_by: no table of this view has a column `colour`",
+            ),
+            (
+                json!({"function": "first", "column": "qty", "order_by": "tags", "as": "x"}),
+                "/order_by: rows have no order by a column of type TextList",
+            ),
+            (json!({"function": "top", "n": 3, "as": "x"}), ": top needs a `column`"),
+            (json!({"function": "top", "column": "qty", "as": "x"}), "/n: top needs `n`, how many values to list: a"),
+            (json!({"function": "top", "column": "qty", "n": 101, "as": "x"}), "/n: top needs `n`"),
+            (json!({"function": "top", "column": "qty", "n": "3", "as": "x"}), "/n: top needs `n`"),
+            (
+                json!({"function": "top", "column": "tags", "order_by": "kg", "n": 3, "as": "x"}),
+                "/column: cannot list the values of a column of type TextList",
+            ),
+            (
+                json!({"function": "max", "column": "qty", "order_by": "kg", "as": "x"}),
+                "/order_by: `max` takes no `order_by`, only `first`, `last` and `top` do",
+            ),
+            (
+                json!({"function": "first", "column": "qty", "order_by": "kg", "descending": true, "as": "x"}),
+                "/descending: `first` takes no `descending`, only `top` does",
+            ),
+        ];
+        for (aggregate, expected) in refused {
+            let said = problem(aggregate.clone());
+            assert!(said.starts_with(expected), "{aggregate}: {said}");
+        }
     }
 }

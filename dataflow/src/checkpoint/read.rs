@@ -1,6 +1,9 @@
 //! Reads a checkpoint.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use arrow_array::RecordBatch;
 use hashbrown::HashMap;
@@ -28,9 +31,7 @@ type Loading = JoinHandle<Result<Vec<KeptDocument>, CheckpointError>>;
 pub(crate) struct Reader {
     store: Arc<dyn CheckpointStore>,
     manifest: Manifest,
-    symbols: Arc<Symbols>,
-    definitions: Vec<(ViewKey, Arc<str>)>,
-    tables: Vec<(ViewKey, Outline)>,
+    decoded: Decoded,
     left: VecDeque<File>,
     loading: VecDeque<Loading>,
 }
@@ -60,10 +61,9 @@ impl Reader {
             return Err(CheckpointError::Foreign("it was made from another primary store".to_owned()));
         }
         let bytes = load(&*store, &manifest.state).await?;
-        let (symbols, definitions, tables) = decode(&bytes).map_err(malformed(&manifest.state.name))?;
+        let decoded = decode(&bytes).map_err(malformed(&manifest.state.name))?;
         let left = manifest.documents.iter().cloned().collect();
-        let symbols = Arc::new(symbols);
-        Ok(Some(Self { store, manifest, symbols, definitions, tables, left, loading: VecDeque::new() }))
+        Ok(Some(Self { store, manifest, decoded, left, loading: VecDeque::new() }))
     }
 
     /// What it consists of.
@@ -91,7 +91,7 @@ impl Reader {
         while self.loading.len() < AHEAD
             && let Some(file) = self.left.pop_front()
         {
-            let (store, symbols) = (Arc::clone(&self.store), Arc::clone(&self.symbols));
+            let (store, symbols) = (Arc::clone(&self.store), Arc::clone(&self.decoded.symbols));
             self.loading.push_back(tokio::spawn(async move {
                 let bytes = load(&*store, &file).await?;
                 let name = file.name.clone();
@@ -113,7 +113,8 @@ impl Reader {
         let frontier = self.frontier();
         let documents = usize::try_from(self.expected()).unwrap_or(usize::MAX);
         let mut batches: HashMap<SegmentNo, RecordBatch> = HashMap::new();
-        let tables = if self.manifest.program == PROGRAM { self.tables } else { Vec::new() };
+        let Decoded { databases, definitions, tables, .. } = self.decoded;
+        let tables = if self.manifest.program == PROGRAM { tables } else { Vec::new() };
         for file in self.manifest.segments.iter().filter(|_| !tables.is_empty()) {
             let bytes = load(&*self.store, file).await?;
             let name = file.name.clone();
@@ -139,8 +140,9 @@ impl Reader {
             stamp: Stamp(self.manifest.stamp),
             day: self.manifest.day,
             frontier,
+            databases,
             documents,
-            definitions: self.definitions,
+            definitions,
             tables: kept,
         })
     }
@@ -176,8 +178,13 @@ fn segments(file: &[u8]) -> Result<Vec<(SegmentNo, RecordBatch)>, Malformed> {
     Ok(found)
 }
 
-/// What the file of the state holds: names of properties, definitions, outlines of tables.
-type Decoded = (Symbols, Vec<(ViewKey, Arc<str>)>, Vec<(ViewKey, Outline)>);
+/// What the file of the state holds.
+struct Decoded {
+    symbols: Arc<Symbols>,
+    databases: Vec<(DomainId, BTreeSet<u16>)>,
+    definitions: Vec<(ViewKey, Arc<str>)>,
+    tables: Vec<(ViewKey, Outline)>,
+}
 
 fn decode(file: &[u8]) -> Result<Decoded, Malformed> {
     let (_, content) = In::new(file).block()?;
@@ -186,7 +193,13 @@ fn decode(file: &[u8]) -> Result<Decoded, Malformed> {
     for _ in 0..read.count()? {
         names.push(read.text()?);
     }
-    let symbols = Symbols::of(names);
+    let symbols = Arc::new(Symbols::of(names));
+    let mut databases = Vec::new();
+    for _ in 0..read.count()? {
+        let domain = DomainId::new(read.text()?)?;
+        let numbers = (0..read.count()?).map(|_| Ok(u16::try_from(read.number()?).unwrap_or_default()));
+        databases.push((domain, numbers.collect::<Result<_, Malformed>>()?));
+    }
     let view = |read: &mut In<'_>| -> Result<ViewKey, Malformed> {
         let domain = DomainId::new(read.text()?)?;
         let kind = read.text()?;
@@ -213,5 +226,5 @@ fn decode(file: &[u8]) -> Result<Decoded, Malformed> {
         }
         tables.push((key, Outline { segments, failed }));
     }
-    Ok((symbols, definitions, tables))
+    Ok(Decoded { symbols, databases, definitions, tables })
 }

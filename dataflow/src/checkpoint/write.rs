@@ -331,6 +331,12 @@ fn encode(state: &State) -> Result<Vec<u8>, CheckpointError> {
         out.text(kind.name());
         out.text(id);
     };
+    out.count(state.databases.len());
+    for (domain, numbers) in &state.databases {
+        out.text(domain.as_str());
+        out.count(numbers.len());
+        numbers.iter().for_each(|number| out.number(u64::from(*number)));
+    }
     out.count(state.definitions.len());
     for (key, text) in &state.definitions {
         view(&mut out, key);

@@ -14,13 +14,19 @@ use schemas::{
     port::{BootstrapDocument, BootstrapScan},
     position::{Frontier, LaneId, Sequence, Stamp, Tick},
     row::{Cell, Row, TableSchema},
-    table::{Table, TableName, ViewState},
+    table::{DomainTables, Table, TableName, ViewState},
 };
 use serde_json::{Value, json, value::RawValue};
-use udf::{DataSource, NameKind, Registry, Related, Relation, aggregate_view::AggregateView};
+use udf::{
+    DataSource, NameKind, Registry, Related, Relation,
+    aggregate_view::{Aggregate, AggregateView, ColumnRef},
+};
 
 use super::*;
-use crate::table::walk;
+use crate::{table::walk, view::DOCUMENT_TABLES};
+
+mod lanes;
+mod never_stale;
 
 mod restart;
 
@@ -38,13 +44,18 @@ impl Clock for SetClock {
     }
 }
 
+/// Present documents of a domain: kind and id to stamp and body.
+type Present = BTreeMap<(DocKind, String), (i64, Value)>;
+
+/// What a transaction does to a document.
+type Written = (DocKind, String, Option<Value>);
+
 /// A primary store and log in memory.
 #[derive(Debug, Default)]
 struct World {
     sequence: u64,
     stamp: i64,
-    /// Present documents: kind and id to stamp and body.
-    documents: BTreeMap<(DocKind, String), (i64, Value)>,
+    documents: Present,
     log: VecDeque<Arc<ChangeRecord>>,
     /// How often the documents have been read.
     scans: usize,
@@ -76,7 +87,7 @@ fn changed(kind: DocKind, id: &str, stamp: i64, body: Option<&Value>) -> Changed
 
 impl World {
     /// One transaction.
-    fn commit(&mut self, changes: Vec<(DocKind, String, Option<Value>)>) -> Position {
+    fn commit(&mut self, changes: Vec<Written>) -> Position {
         self.sequence += 1;
         let mut documents = Vec::new();
         for (kind, id, body) in changes {
@@ -169,7 +180,7 @@ impl Bootstrap for Store {
 }
 
 /// The related documents of a batch recomputation.
-struct All<'a>(&'a BTreeMap<(DocKind, String), (i64, Value)>, i64);
+struct All<'a>(&'a Present, i64);
 
 impl All<'_> {
     fn take(&mut self, found: &(i64, Value)) -> Doc {
@@ -180,47 +191,65 @@ impl All<'_> {
 
 impl Related for All<'_> {
     fn get(&mut self, relation: &Relation, key: &str) -> Vec<Doc> {
+        let list = |body: &Value, name: &str| body[name].as_array().cloned().unwrap_or_default();
+        let group = |body: &Value, flag: &str| body[flag] == true && list(body, "users").iter().any(|user| user == key);
+        let by_id = |kind| (kind, true);
+        let (kind, is_id) = match relation {
+            Relation::Document(kind) => by_id(*kind),
+            Relation::OtherDocument(doc_type) => by_id(match &**doc_type {
+                "Group" => DocKind::Group,
+                "WebUser" => DocKind::WebUser,
+                "FixtureDataItem" => DocKind::LookupRow,
+                "FixtureDataType" => DocKind::LookupTable,
+                "Application" => DocKind::Application,
+                _ => return Vec::new(),
+            }),
+            Relation::Subcases => (DocKind::Case, false),
+            Relation::FormsOfCase => (DocKind::Form, false),
+            Relation::CaseSharingGroups | Relation::ReportingGroups => (DocKind::Group, false),
+            Relation::Ledgers => (DocKind::Ledger, false),
+        };
+        let belongs = |id: &str, body: &Value| match relation {
+            _ if is_id => id == key,
+            Relation::Subcases => list(body, "indices").iter().any(|index| index["referenced_id"] == key),
+            Relation::FormsOfCase => touches(&body["form"], key),
+            Relation::CaseSharingGroups => group(body, "case_sharing"),
+            Relation::ReportingGroups => group(body, "reporting"),
+            _ => body["case_id"] == key,
+        };
         let documents = self.0;
-        match relation {
-            Relation::Document(kind) => {
-                documents.get(&(*kind, key.to_owned())).into_iter().map(|found| self.take(found)).collect()
-            }
-            Relation::Subcases => documents
-                .iter()
-                .filter(|((kind, _), (_, body))| {
-                    *kind == DocKind::Case
-                        && body["indices"].as_array().into_iter().flatten().any(|index| index["referenced_id"] == key)
-                })
-                .map(|(_, found)| self.take(found))
-                .collect(),
-            Relation::CaseSharingGroups => documents
-                .iter()
-                .filter(|((kind, _), (_, body))| {
-                    *kind == DocKind::Group
-                        && body["case_sharing"] == true
-                        && body["users"].as_array().into_iter().flatten().any(|user| user == key)
-                })
-                .map(|(_, found)| self.take(found))
-                .collect(),
-            Relation::Ledgers => documents
-                .iter()
-                .filter(|((kind, _), (_, body))| *kind == DocKind::Ledger && body["case_id"] == key)
-                .map(|(_, found)| self.take(found))
-                .collect(),
-            _ => Vec::new(),
-        }
+        let of_kind = documents.iter().filter(|((of, _), _)| *of == kind);
+        let found = of_kind.filter(|((_, id), (_, body))| belongs(id, body));
+        found.map(|(_, found)| self.take(found)).collect()
     }
 }
 
-fn rows_of(source: &DataSource, world: &World) -> Vec<Row> {
+/// True if a form has a case block of that id.
+fn touches(form: &Value, case_id: &str) -> bool {
+    match form {
+        Value::Array(items) => items.iter().any(|item| touches(item, case_id)),
+        Value::Object(fields) => fields.iter().any(|(name, value)| {
+            let blocks = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            if name == "case" {
+                blocks.iter().any(|block| block["@case_id"] == case_id)
+            } else {
+                touches(value, case_id)
+            }
+        }),
+        _ => false,
+    }
+}
+
+/// The rows of a data source; a document that fails has none.
+fn rows_of(source: &DataSource, documents: &Present) -> Vec<Row> {
     let mut rows = Vec::new();
-    for ((kind, _), (stamp, body)) in &world.documents {
+    for ((kind, _), (stamp, body)) in documents {
         if *kind != source.kind() {
             continue;
         }
         let doc = Doc::from_value(body).unwrap();
-        let mut all = All(&world.documents, *stamp);
-        let made = source.evaluate(&doc, Stamp(*stamp), 0, &mut all).unwrap();
+        let mut all = All(documents, *stamp);
+        let Ok(made) = source.evaluate(&doc, Stamp(*stamp), 0, &mut all) else { continue };
         let column = source.schema().position("inserted_at").unwrap();
         rows.extend(made.into_iter().map(|row| {
             let mut cells = row.to_vec();
@@ -230,6 +259,19 @@ fn rows_of(source: &DataSource, world: &World) -> Vec<Row> {
     }
     rows.sort();
     rows
+}
+
+/// What an aggregate's rows are ordered by, where it is not null, and their values.
+fn ordered(members: &[Vec<Row>], aggregate: &Aggregate, order_by: ColumnRef) -> Vec<(Cell, Cell)> {
+    members
+        .iter()
+        .filter(|rows| aggregate.filter.as_ref().is_none_or(|filter| filter.passes(rows)))
+        .map(|rows| {
+            let cell = |column| AggregateView::cell(rows, column).clone();
+            (cell(order_by), cell(aggregate.column.unwrap()))
+        })
+        .filter(|(order, _)| *order != Cell::Null)
+        .collect()
 }
 
 /// Nested loops over whole tables.
@@ -291,6 +333,29 @@ fn groups_of(view: &AggregateView, tables: &dyn Fn(&str) -> Vec<Row>) -> Vec<Row
                     ),
                     Function::Min => values.iter().min().cloned().unwrap_or(Cell::Null),
                     Function::Max => values.iter().max().cloned().unwrap_or(Cell::Null),
+                    Function::First { order_by } => {
+                        let pairs = ordered(&members, aggregate, order_by);
+                        let first = pairs.iter().map(|(order, _)| order).min();
+                        let together = pairs.iter().filter(|(order, _)| Some(order) == first).map(|(_, value)| value);
+                        together.filter(|value| **value != Cell::Null).min().cloned().unwrap_or(Cell::Null)
+                    }
+                    Function::Last { order_by } => {
+                        ordered(&members, aggregate, order_by).into_iter().max().map_or(Cell::Null, |(_, value)| value)
+                    }
+                    Function::Top { order_by, n, descending } => {
+                        let mut pairs = ordered(&members, aggregate, order_by);
+                        pairs.retain(|(_, value)| *value != Cell::Null);
+                        pairs.sort();
+                        if descending {
+                            pairs.reverse();
+                        }
+                        let text = |(_, value)| match value {
+                            Cell::Decimal(value) => Cell::Text((value as f64 / 1e16).to_string().into()),
+                            Cell::Int(value) => Cell::Text(value.to_string().into()),
+                            other => other,
+                        };
+                        Cell::List(pairs.into_iter().take(n).map(text).collect())
+                    }
                 }
             });
             key.into_iter().chain(aggregates).collect()
@@ -420,6 +485,10 @@ fn by_place(extra: bool) -> Value {
     if extra {
         aggregates.push(json!({"function": "max", "column": "m.risk", "as": "worst"}));
         aggregates.push(json!({"function": "count_distinct", "column": "m.owner_id", "as": "owners"}));
+        aggregates.push(json!({"function": "last", "column": "m.risk", "order_by": "m.owner_id", "as": "last_risk"}));
+        aggregates
+            .push(json!({"function": "top", "column": "m.doc_id", "order_by": "m.n_children", "n": 2, "as": "most",
+            "where": {"column": "m.risk", "operator": "=", "value": "high"}}));
     }
     json!({"from": {"table": "mothers", "as": "m"},
         "joins": [{"table": "workers", "as": "w", "on": {"m.owner_id": "w.user_id"}},
@@ -431,7 +500,11 @@ fn by_place(extra: bool) -> Value {
 fn kilos() -> Value {
     json!({"from": {"table": "children"}, "group_by": [{"column": "mother_risk"}],
         "aggregates": [{"function": "sum", "column": "kg", "as": "kg"}, {"function": "avg", "column": "kg", "as": "mean"},
-                       {"function": "min", "column": "kg", "as": "least"}]})
+                       {"function": "min", "column": "kg", "as": "least"},
+                       {"function": "first", "column": "kg", "order_by": "place_name", "as": "first_kg"},
+                       {"function": "last", "column": "place_name", "order_by": "kg", "as": "heaviest_place"},
+                       {"function": "top", "column": "kg", "n": 2, "as": "heaviest"},
+                       {"function": "top", "column": "place_name", "order_by": "kg", "n": 3, "descending": false, "as": "light"}]})
 }
 
 /// One step of a history.
@@ -580,40 +653,47 @@ fn commit(world: &mut World, step: &Step) -> Option<Position> {
 }
 
 fn compare(world: &World, snapshot: &Snapshot) {
-    let domain = DomainId::new(DOMAIN).unwrap();
-    let tables = &snapshot.domains[&domain].tables;
-    let definition = |kind, id: &str| world.documents.get(&(kind, id.to_owned())).map(|(_, body)| body.clone());
+    compare_domain(&world.documents, &snapshot.domains[&DomainId::new(DOMAIN).unwrap()]);
+}
+
+/// Compares every table of a domain with what its documents and definitions make of it.
+fn compare_domain(documents: &Present, domain: &DomainTables) {
+    let tables = &domain.tables;
     let mut names = Registry::default();
-    for ((kind, id), (_, body)) in &world.documents {
+    for ((kind, id), (_, body)) in documents {
         if let Some(kind) = NameKind::of(*kind) {
             names.put(kind, id, body);
         }
     }
-    let compiled = |id: &str| DataSource::compile_in(&definition(DocKind::DataSource, id)?, &names).ok();
-    let sources: BTreeMap<String, DataSource> = ["children", "mothers", "at_risk", "workers", "places", "watch"]
-        .into_iter()
-        .filter_map(|id| Some((id.to_owned(), compiled(id)?)))
+    let definitions = |of| {
+        let of_kind = documents.iter().filter(move |((kind, _), _)| *kind == of);
+        of_kind.map(|((_, id), (_, body))| (id.as_str(), body))
+    };
+    let sources: BTreeMap<&str, DataSource> = definitions(DocKind::DataSource)
+        .filter_map(|(id, body)| Some((id, DataSource::compile_in(body, &names).ok()?)))
         .collect();
+    let rows: BTreeMap<&str, Vec<Row>> = sources.iter().map(|(id, source)| (*id, rows_of(source, documents))).collect();
     for (id, source) in &sources {
         let table = tables.get(&TableName::new("ucr", id)).unwrap();
-        assert_eq!(content(table), rows_of(source, world), "{id}");
+        assert_eq!(content(table), rows[id], "{id}");
         assert!(tables.get(&TableName::new("ucr", source.table_name())).is_some(), "{id} has its full name too");
     }
-    for id in ["by_place", "kilos", "watched_by_address"] {
-        let name = TableName::new("views", id);
-        let Some(document) = definition(DocKind::AggregateView, id) else {
-            assert!(tables.get(&name).is_none(), "{id} was dropped");
-            continue;
-        };
+    for (id, document) in definitions(DocKind::AggregateView) {
         let schemas = |table: &str| sources.get(table).map(|source| Arc::new(TableSchema::clone(source.schema())));
-        let view = AggregateView::compile(&document, &schemas).unwrap();
-        let expected = groups_of(&view, &|table| rows_of(&sources[table], world));
-        let mut expected: Vec<Row> = expected;
+        let view = AggregateView::compile(document, &schemas).unwrap();
+        let mut expected = groups_of(&view, &|table| rows[table].clone());
         expected.sort();
-        assert_eq!(without(content(tables.get(&name).unwrap()), view.group_by.len()), expected, "{id}");
+        let table = tables.get(&TableName::new("views", id)).unwrap();
+        assert_eq!(without(content(table), view.group_by.len()), expected, "{id}");
     }
-    let cases = world.documents.keys().filter(|(kind, _)| *kind == DocKind::Case).count();
-    assert_eq!(tables.get(&TableName::new("system", "case_documents")).unwrap().live_rows, cases);
+    for name in tables.names().filter(|name| &*name.schema == "views") {
+        let is_defined = documents.contains_key(&(DocKind::AggregateView, name.name.to_string()));
+        assert!(is_defined, "{name} was dropped");
+    }
+    for (table, kind) in DOCUMENT_TABLES {
+        let count = documents.keys().filter(|(of, _)| *of == kind).count();
+        assert_eq!(tables.get(&TableName::new("system", table)).unwrap().live_rows, count, "{table}");
+    }
 }
 
 async fn settled(dataflow: &Dataflow, position: Position) -> Arc<Snapshot> {

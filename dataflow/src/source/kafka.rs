@@ -8,6 +8,7 @@ mod order;
 mod start;
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -23,7 +24,7 @@ use rdkafka::{
 };
 use schemas::{
     change::ChangeRecord,
-    kafka::{CHANGES_TOPIC, HEARTBEAT_EVERY, PART_HEADER, POSITION_HEADER, Part},
+    kafka::{CHANGES_TOPIC, HEARTBEAT_EVERY, PART_HEADER, POSITION_HEADER, Part, partition_of},
     port::{ChangeSource, SourceError, SourceEvent},
     position::{Frontier, LaneId, Position, Sequence},
 };
@@ -70,7 +71,14 @@ impl KafkaSource {
             .create()
             .map_err(|e| SourceError::Unavailable(format!("could not make a consumer for Kafka at {brokers}: {e}")))?;
         let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
-        let reader = Reader { consumer, brokers: brokers.to_owned(), order: Order::new(from, SILENCE), events };
+        let reader = Reader {
+            consumer,
+            brokers: brokers.to_owned(),
+            order: Order::new(from, SILENCE),
+            silent: BTreeSet::new(),
+            told_at: Instant::now(),
+            events,
+        };
         thread::Builder::new()
             .name("kafka-source".to_owned())
             .spawn(move || reader.run())
@@ -126,6 +134,10 @@ struct Reader {
     consumer: BaseConsumer,
     brokers: String,
     order: Order,
+    /// Lanes whose silence the reader has been told of.
+    silent: BTreeSet<LaneId>,
+    /// When the reader was last told which lanes have nothing newer.
+    told_at: Instant,
     events: mpsc::Sender<Event>,
 }
 
@@ -191,16 +203,17 @@ impl Reader {
 
     /// Hands messages on until the connection or the reader is gone. `unread` are the partitions that may hold more.
     fn read(&mut self, mut unread: Vec<i32>) -> End {
+        let partitions = i32::try_from(unread.len()).unwrap_or(i32::MAX);
         loop {
             let (records, end) = self.gather(&mut unread);
-            let said = if !records.is_empty() {
-                self.send(Ok(SourceEvent::Records(records)))
-            } else if end.is_none() {
-                self.say_nothing_new(&unread)
-            } else {
-                Ok(())
+            let nothing = records.is_empty();
+            let said = if nothing { Ok(()) } else { self.send(Ok(SourceEvent::Records(records))) };
+            // Also while some lanes are busy; the others would seem to be stalled.
+            let told = match &end {
+                None if nothing || self.told_at.elapsed() >= IDLE_AFTER => self.say_nothing_new(&unread, partitions),
+                _ => Ok(()),
             };
-            if let Some(end) = said.err().or(end) {
+            if let Some(end) = said.and(told).err().or(end) {
                 return end;
             }
         }
@@ -241,9 +254,17 @@ impl Reader {
         (records, None)
     }
 
-    /// Idle if every partition was read to its end and every relay lives, unavailable if one has fallen silent.
-    fn say_nothing_new(&self, unread: &[i32]) -> Result<(), End> {
-        if let Some(lane) = self.order.silent(Instant::now()) {
+    /// Says which lanes have nothing newer, since their relays live and their partitions were read to the end; and of
+    /// which nobody knows, because their relays have fallen silent.
+    fn say_nothing_new(&mut self, unread: &[i32], partitions: i32) -> Result<(), End> {
+        let (mut alive, silent) = self.order.lanes(Instant::now());
+        for lane in silent.difference(&self.silent) {
+            tracing::warn!(%lane, "no sign of life of a lane in Kafka for {} s", SILENCE.as_secs());
+            self.send(Ok(SourceEvent::Stalled(*lane)))?;
+        }
+        self.silent = silent;
+        self.told_at = Instant::now();
+        if let (true, Some(lane)) = (alive.is_empty(), self.silent.first()) {
             return self.send(Err(SourceError::Unavailable(format!(
                 "no sign of life of lane {lane} in Kafka topic {CHANGES_TOPIC} at {} for {} s; are the broker and the \
                  relay role running?",
@@ -251,8 +272,12 @@ impl Reader {
                 SILENCE.as_secs()
             ))));
         }
-        if unread.is_empty() {
+        if unread.is_empty() && self.silent.is_empty() {
             return self.send(Ok(SourceEvent::Idle));
+        }
+        alive.retain(|lane| !unread.contains(&partition_of(*lane, partitions)));
+        if !alive.is_empty() {
+            return self.send(Ok(SourceEvent::IdleIn(alive.into_iter().collect())));
         }
         if self.events.is_closed() { Err(End::Closed) } else { Ok(()) }
     }

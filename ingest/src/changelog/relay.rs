@@ -158,7 +158,7 @@ impl Worker {
                 // Heartbeats must not say that the lane is complete.
                 return Err(SourceError::Unavailable(format!("lane {lane} cannot be read")).into());
             }
-            let idle = matches!(event, SourceEvent::Idle);
+            let idle = matches!(event, SourceEvent::Idle | SourceEvent::IdleIn(_));
             if let SourceEvent::Records(records) = event {
                 for record in &records {
                     self.send(&mut producer, record).await?;

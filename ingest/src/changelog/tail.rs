@@ -70,6 +70,11 @@ impl Lane {
         }
     }
 
+    /// True if nothing is known of it that the reader does not have.
+    fn is_quiet(&self) -> bool {
+        self.quiet && self.held.is_empty()
+    }
+
     fn hold(&mut self, record: Arc<ChangeRecord>) {
         if record.position.sequence <= self.last {
             return;
@@ -134,6 +139,8 @@ type Asked = BoxFuture<'static, (usize, Result<Vec<ChangeRecord>, OutboxError>)>
 pub(crate) struct Tail {
     lanes: Vec<Lane>,
     asked: FuturesUnordered<Asked>,
+    /// When the reader was last told of lanes that are quiet.
+    told_at: Instant,
     memory: mpsc::Receiver<Group>,
     /// Keeps the channel's sending end alive while this reader lives.
     _handover: Arc<Handover>,
@@ -167,7 +174,8 @@ impl Tail {
                 lanes.push(lane);
             }
         }
-        Ok(Self { lanes, asked: FuturesUnordered::new(), memory, _handover: Arc::clone(handover) })
+        let told_at = Instant::now();
+        Ok(Self { lanes, asked: FuturesUnordered::new(), told_at, memory, _handover: Arc::clone(handover) })
     }
 
     fn hold(&mut self, group: &Group) {
@@ -202,13 +210,23 @@ impl Tail {
         next
     }
 
-    /// True once every lane had nothing more since the last time.
-    fn all_quiet(&mut self) -> bool {
-        let quiet = self.memory.is_empty() && self.lanes.iter().all(|lane| lane.quiet);
-        if quiet {
-            self.lanes.iter_mut().for_each(|lane| lane.quiet = false);
+    /// Says so once every lane had nothing more since the last time; and of those that had not now and then, while others
+    /// are busy or cannot be read.
+    fn quiet(&mut self) -> Option<SourceEvent> {
+        let all = self.lanes.iter().all(Lane::is_quiet);
+        if !self.memory.is_empty() || !all && self.told_at.elapsed() < POLL {
+            return None;
         }
-        quiet
+        let mut lanes = Vec::new();
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_quiet()) {
+            lane.quiet = false;
+            lanes.push(lane.id);
+        }
+        if lanes.is_empty() && !all {
+            return None;
+        }
+        self.told_at = Instant::now();
+        Some(if all { SourceEvent::Idle } else { SourceEvent::IdleIn(lanes) })
     }
 }
 
@@ -233,12 +251,13 @@ impl ChangeSource for Tail {
             while let Ok(group) = self.memory.try_recv() {
                 self.hold(&group);
             }
+            // First, because lanes that are busy always have something.
+            if let Some(quiet) = self.quiet() {
+                return Ok(quiet);
+            }
             let ready = self.release();
             if !ready.is_empty() {
                 return Ok(SourceEvent::Records(ready));
-            }
-            if self.all_quiet() {
-                return Ok(SourceEvent::Idle);
             }
             let next = self.ask();
             tokio::select! {

@@ -1,6 +1,9 @@
 //! Several databases: where domains live, and that none of them waits for another.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use axum::{
     body::Body,
@@ -198,7 +201,7 @@ async fn a_database_that_is_away_holds_nobody_else_up() {
             match tail.next().await.unwrap() {
                 SourceEvent::Records(records) => seen.extend(records.iter().map(|record| record.position)),
                 SourceEvent::Stalled(lane) => stalled |= lane == third_lane,
-                SourceEvent::Idle => {}
+                SourceEvent::Idle | SourceEvent::IdleIn(_) => {}
             }
         }
     }
@@ -206,11 +209,23 @@ async fn a_database_that_is_away_holds_nobody_else_up() {
         match tail.next().await.unwrap() {
             SourceEvent::Stalled(lane) => stalled |= lane == third_lane,
             SourceEvent::Idle => assert!(!stalled, "idle would say that nothing is missing"),
-            SourceEvent::Records(_) => {}
+            SourceEvent::IdleIn(_) | SourceEvent::Records(_) => {}
         }
         stalled
     })
     .await;
+    // The others are known to have nothing newer, and it is known of them alone.
+    let mut idle = BTreeSet::new();
+    until(async || {
+        match tail.next().await.unwrap() {
+            SourceEvent::IdleIn(lanes) => idle.extend(lanes),
+            SourceEvent::Stalled(_) | SourceEvent::Records(_) => {}
+            SourceEvent::Idle => panic!("idle would say that nothing is missing"),
+        }
+        [0, 1].iter().all(|database| idle.contains(&LaneId { database: *database, writer: 0 }))
+    })
+    .await;
+    assert!(!idle.contains(&third_lane));
     let states = ingest::databases(&config(&world.addresses)).await.unwrap();
     let up: Vec<bool> = states.iter().map(|state| matches!(state.state, DatabaseState::Up { .. })).collect();
     assert_eq!(up, [true, true, false]);

@@ -35,7 +35,7 @@ async fn an_outage_is_answered_503_and_ends_by_itself() {
             seen.extend(of_domains.map(|record| record.position.sequence.0));
             Ok(seen.len())
         }
-        Ok(SourceEvent::Idle) => Ok(seen.len()),
+        Ok(SourceEvent::Idle | SourceEvent::IdleIn(_)) => Ok(seen.len()),
         Ok(SourceEvent::Stalled(_)) => Err(()),
         Err(error) => panic!("{error}"),
     };

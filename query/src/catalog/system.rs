@@ -70,16 +70,17 @@ fn count(number: usize) -> Option<u64> {
     u64::try_from(number).ok()
 }
 
-/// One row: what the `X-Millrace-*` headers say, and how far behind the sources are.
+/// One row: what the `X-Millrace-*` headers say, and how far behind the sources of the domain are.
 fn snapshot(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
     let snapshot = &scope.snapshot;
-    let behind = scope.now.saturating_sub(snapshot.sources_seen_at).max(0);
+    let seen_at = snapshot.seen_at(&scope.domain);
+    let behind = scope.now.saturating_sub(seen_at).max(0);
     Columns::default()
         .numbers("tick", [Some(snapshot.tick.0)].into_iter())
         .instant("as_of", snapshot.as_of)
         .texts("complete_through", [Some(snapshot.complete_through.to_string())].into_iter())
         .numbers("view_errors", [count(scope.view_errors())].into_iter())
-        .instant("sources_seen_at", snapshot.sources_seen_at)
+        .instant("sources_seen_at", seen_at)
         .numbers("sources_behind_ms", [u64::try_from(behind / 1000).ok()].into_iter())
         .add("stalled", DataType::Boolean, Arc::new(BooleanArray::from(vec![behind > scope.stalled_after])))
         .done()

@@ -389,6 +389,8 @@ pub(super) fn snapshot(visits: Arc<Table>, others: Vec<(&str, Arc<Table>)>) -> S
         as_of: parse_micros("2024-03-01T10:00:00").unwrap(),
         complete_through,
         sources_seen_at: parse_micros("2024-03-01T10:00:00").unwrap(),
+        lanes_seen_at: BTreeMap::new(),
+        databases: Arc::default(),
         domains: [
             (DomainId::new(DOMAIN).unwrap(), Arc::new(DomainTables { tables: tables.into_iter().collect(), views })),
             (DomainId::new("other").unwrap(), Arc::new(other)),

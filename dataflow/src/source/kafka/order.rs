@@ -1,6 +1,9 @@
 //! What has been said of each lane, what follows, and who has fallen silent. No I/O, no clock of its own.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use hashbrown::HashMap;
 use schemas::{
@@ -60,13 +63,12 @@ impl Order {
         self.last_sign.insert(lane, now);
     }
 
-    /// A lane that has been silent for too long.
-    pub(super) fn silent(&self, now: Instant) -> Option<LaneId> {
-        self.last_sign
-            .iter()
-            .filter(|(_, last)| now.saturating_duration_since(**last) > self.silence)
-            .map(|(lane, _)| *lane)
-            .min()
+    /// The known lanes: those that live, and those that have been silent for too long.
+    pub(super) fn lanes(&self, now: Instant) -> (BTreeSet<LaneId>, BTreeSet<LaneId>) {
+        let lives = |lane: &LaneId| {
+            self.last_sign.get(lane).is_some_and(|last| now.saturating_duration_since(*last) <= self.silence)
+        };
+        self.last_sign.keys().copied().partition(lives)
     }
 
     /// How `position` relates to what was said.
@@ -151,9 +153,10 @@ mod tests {
         order.connected(start);
         let later = start + Duration::from_secs(6);
         order.alive(at(0, 5).lane, later);
-        assert_eq!(order.silent(start), None);
-        assert_eq!(order.silent(later), Some(at(1, 1).lane));
+        let set = |lanes: &[u16]| lanes.iter().map(|writer| at(*writer, 0).lane).collect();
+        assert_eq!(order.lanes(start), (set(&[0, 1]), set(&[])));
+        assert_eq!(order.lanes(later), (set(&[0]), set(&[1])));
         order.alive(at(1, 1).lane, later);
-        assert_eq!(order.silent(later), None);
+        assert_eq!(order.lanes(later), (set(&[0, 1]), set(&[])));
     }
 }

@@ -27,7 +27,7 @@ use udf::{
 };
 
 use crate::{
-    checkpoint::{KeptTable, State, ViewKey},
+    checkpoint::{Definitions, KeptTable, State, ViewKey},
     config::Workers,
     table::{TableWriter, union},
     view::{Command, DOCUMENT_TABLES, Instance, Logic, RowLogic, ViewNo, documents, view_errors},
@@ -426,7 +426,7 @@ impl Catalog {
     }
 
     /// Definitions as they were put, and the key of each view whose table is as its definition says.
-    pub(crate) fn keep(&self) -> (Vec<(ViewKey, Arc<str>)>, HashMap<ViewNo, ViewKey>) {
+    pub(crate) fn keep(&self) -> (Definitions, HashMap<ViewNo, ViewKey>) {
         let texts = self.texts.iter().map(|(key, text)| (key.clone(), Arc::clone(text))).collect();
         let settled = self.definitions.iter().filter(|(_, d)| d.building.is_none() && d.failed.is_none());
         (texts, settled.filter_map(|(key, definition)| Some((definition.live?, key.clone()))).collect())

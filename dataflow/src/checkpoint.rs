@@ -83,6 +83,9 @@ pub(crate) enum CheckpointError {
 /// A definition, or a built-in table, by its domain, kind and id.
 pub(crate) type ViewKey = (DomainId, DocKind, String);
 
+/// Definitions as they were put.
+pub(crate) type Definitions = Vec<(ViewKey, Arc<str>)>;
+
 /// A document as it stands, also one that is gone.
 #[derive(Clone, Debug)]
 pub(crate) struct KeptDocument {
@@ -99,6 +102,7 @@ pub(crate) struct KeptTable {
     pub(crate) failed: Vec<Failure>,
 }
 
+/// A segment as it stands. Several workers that were given it by a checkpoint have different rows of it.
 #[derive(Clone, Debug)]
 pub(crate) struct KeptSegment {
     pub(crate) no: SegmentNo,
@@ -127,8 +131,8 @@ pub(crate) struct State {
     pub(crate) databases: Vec<(DomainId, BTreeSet<u16>)>,
     /// Number of documents, those that are gone included.
     pub(crate) documents: usize,
-    /// Definitions as they were put, with the rest of the domain's registry.
-    pub(crate) definitions: Vec<(ViewKey, Arc<str>)>,
+    /// Those of views, with the rest of the domain's registry.
+    pub(crate) definitions: Definitions,
     pub(crate) tables: Vec<(ViewKey, KeptTable)>,
 }
 

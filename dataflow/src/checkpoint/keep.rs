@@ -10,7 +10,7 @@ use super::{
     write::{Part, Writer},
 };
 
-/// Documents that a tick gives at most.
+/// Documents that each worker gives at most in a tick.
 const SLICE: usize = 16_384;
 
 /// What workers are asked for in a tick.

@@ -147,43 +147,49 @@ async fn checkpointed(store: &Store, blobs: &Blobs) {
 
 #[tokio::test]
 async fn a_restart_reads_the_checkpoint_and_the_log_behind_it() {
-    let (store, blobs) = (filled(50), Blobs::default());
-    let dataflow = start(&store, &blobs, config(1));
-    check(&store, &dataflow).await;
-    checkpointed(&store, &blobs).await;
-    dataflow.shutdown().await;
-    // The log before the checkpoint is gone, and there is more behind it.
-    store.0.lock().log.clear();
-    for id in 0..5 {
-        store.0.lock().commit(pair(id, "high"));
+    // Also when there are more workers than before, or fewer.
+    for [first, second, third] in [[1, 1, 1], [2, 2, 2], [1, 3, 2]] {
+        let (store, blobs) = (filled(50), Blobs::default());
+        let dataflow = start(&store, &blobs, config(first));
+        check(&store, &dataflow).await;
+        checkpointed(&store, &blobs).await;
+        dataflow.shutdown().await;
+        // The log before the checkpoint is gone, and there is more behind it.
+        store.0.lock().log.clear();
+        for id in 0..5 {
+            store.0.lock().commit(pair(id, "high"));
+        }
+        commit(&mut store.0.lock(), &Step::MovePlace { id: 0, parent: 3 });
+        commit(&mut store.0.lock(), &Step::Delete { mother: false, id: 9 });
+        let dataflow = start(&store, &blobs, config(second));
+        check(&store, &dataflow).await;
+        assert_eq!(store.0.lock().scans, 1, "only the first start reads the primary store");
+        checkpointed(&store, &blobs).await;
+        dataflow.shutdown().await;
+        // Nothing at all is new.
+        let dataflow = start(&store, &blobs, config(third));
+        check(&store, &dataflow).await;
+        assert_eq!(store.0.lock().scans, 1);
+        dataflow.shutdown().await;
     }
-    commit(&mut store.0.lock(), &Step::MovePlace { id: 0, parent: 3 });
-    commit(&mut store.0.lock(), &Step::Delete { mother: false, id: 9 });
-    let dataflow = start(&store, &blobs, config(1));
-    check(&store, &dataflow).await;
-    assert_eq!(store.0.lock().scans, 1, "only the first start reads the primary store");
-    checkpointed(&store, &blobs).await;
-    dataflow.shutdown().await;
-    // Nothing at all is new.
-    let dataflow = start(&store, &blobs, config(1));
-    check(&store, &dataflow).await;
-    assert_eq!(store.0.lock().scans, 1);
-    dataflow.shutdown().await;
 }
+
+/// Changes what a checkpoint store holds.
+type Spoil<'a> = &'a dyn Fn(&mut BTreeMap<String, Vec<u8>>);
 
 #[tokio::test]
 async fn a_checkpoint_that_cannot_be_trusted_is_not() {
     let (store, blobs) = (filled(20), Blobs::default());
-    let dataflow = start(&store, &blobs, config(1));
+    let dataflow = start(&store, &blobs, config(2));
     check(&store, &dataflow).await;
     checkpointed(&store, &blobs).await;
     dataflow.shutdown().await;
     let whole = blobs.0.lock().blobs.clone();
     let mut scans = 1;
-    let mut again = async |spoil: &dyn Fn(&mut BTreeMap<String, Vec<u8>>)| {
+    let mut again = async |spoil: Spoil<'_>| {
         blobs.0.lock().blobs.clone_from(&whole);
         spoil(&mut blobs.0.lock().blobs);
-        let dataflow = start(&store, &blobs, config(1));
+        let dataflow = start(&store, &blobs, config(2));
         check(&store, &dataflow).await;
         scans += 1;
         assert_eq!(store.0.lock().scans, scans, "the primary store is read instead");
@@ -245,7 +251,7 @@ async fn a_store_that_dies_at_any_step_leaves_the_checkpoint_before() {
     let (store, blobs) = (filled(30), Blobs::default());
     for step in 0..40 {
         blobs.0.lock().left = Some(step % 8);
-        let dataflow = start(&store, &blobs, config(1));
+        let dataflow = start(&store, &blobs, config(step as i64 % 2 + 1));
         for id in 0..3 {
             store.0.lock().commit(pair((step as u32 * 7 + id) % 40, "high"));
         }

@@ -15,7 +15,6 @@ use std::{
 use schemas::{
     change::{ChangeRecord, DocKind},
     port::{SourceEvent, ViewReader},
-    position::Position,
     table::TableName,
 };
 use serde_json::{Value, json};

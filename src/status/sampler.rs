@@ -148,7 +148,7 @@ pub(super) mod tests {
         id::DomainId,
         position::{Frontier, LaneId, Position, Sequence},
         row::{Column, ColumnType, TableSchema},
-        table::{DomainTables, Segment, TableName},
+        table::{DomainTables, Moment, Segment, TableName},
     };
 
     use super::*;

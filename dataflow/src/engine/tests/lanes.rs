@@ -136,7 +136,7 @@ impl Bootstrap for Gated {
     }
 
     async fn identity(&self) -> Result<String, SourceError> {
-        Ok(String::new())
+        Ok("gated".to_owned())
     }
 
     async fn kept(&self, _: &str, _: &Frontier) -> Result<(), SourceError> {
@@ -156,7 +156,7 @@ struct Driven {
 
 impl Driven {
     /// Starts from the records up to `scanned`; the others wait.
-    async fn start(log: Log, scanned: Frontier) -> Self {
+    async fn start(log: Log, scanned: Frontier, workers: i64) -> Self {
         let (gate, let_through) = mpsc::unbounded_channel();
         let waiting = log.behind(&scanned);
         let store = Gated {
@@ -165,7 +165,7 @@ impl Driven {
             let_through: PlainMutex::new(Some(let_through)),
         };
         let clock = Arc::new(SetClock(AtomicI64::new(1_000_000)));
-        let dataflow = Dataflow::start(config(2), Arc::new(store), None, Arc::clone(&clock) as _);
+        let dataflow = Dataflow::start(config(workers), Arc::new(store), None, Arc::clone(&clock) as _);
         let last = scanned.positions().last().unwrap();
         let seen = shown(&dataflow, last).await;
         Self { log, dataflow, clock, gate, waiting, seen }
@@ -229,7 +229,7 @@ fn a_lane_that_is_away_is_missed_in_its_own_domains_alone() {
         }
         let scanned = log.end();
         log.commit(lanes(0)[0], &domains()[0], &[(DocKind::User, "w".to_owned(), Some(json!({"_id": "w"})))]);
-        let mut driven = Driven::start(log, scanned).await;
+        let mut driven = Driven::start(log, scanned, 1).await;
         let lanes = [lanes(0)[0], lanes(1)[0]];
         assert_eq!(heard_of(&driven, 1).await, [1, 1]);
         let clock = Arc::clone(&driven.clock);
@@ -532,7 +532,7 @@ fn compare_all(log: &Log, snapshot: &Snapshot) {
     }
 }
 
-fn history(steps: &[Step], schedule: &Schedule) {
+fn history(steps: &[Step], schedule: &Schedule, workers: i64) {
     runtime().block_on(async {
         let mut log = Log::default();
         for (at, domain) in domains().iter().enumerate() {
@@ -545,7 +545,7 @@ fn history(steps: &[Step], schedule: &Schedule) {
         // What comes again was not in the scan: a scan says nothing of documents that are gone, and nobody asks it to.
         done.clear();
         rest.iter().for_each(|step| apply(&mut log, &mut done, step));
-        let mut driven = Driven::start(log, scanned).await;
+        let mut driven = Driven::start(log, scanned, workers).await;
         compare_all(&driven.log, &driven.seen);
         let mut last = None;
         for (lane, count, look) in schedule.iter().cycle() {
@@ -573,7 +573,8 @@ proptest! {
     fn every_snapshot_equals_a_batch_recomputation_over_the_records_it_covers(
         steps in prop::collection::vec(step(), 1..80),
         schedule in schedule(),
+        workers in 1i64..4,
     ) {
-        history(&steps, &schedule);
+        history(&steps, &schedule, workers);
     }
 }

@@ -54,7 +54,7 @@ fn constant(snapshot: &Snapshot) {
 /// A transfer: in which domain, from where to where, how much.
 type Transfer = (usize, u8, u8, i64);
 
-fn transfers(moves: &[Transfer], schedule: &Schedule) {
+fn transfers(moves: &[Transfer], schedule: &Schedule, workers: i64) {
     runtime().block_on(async {
         let mut log = Log::default();
         let mut amounts = [[EACH; ACCOUNTS as usize]; 2];
@@ -80,7 +80,7 @@ fn transfers(moves: &[Transfer], schedule: &Schedule) {
                 &[(other.kind, other.id(), Some(other.body(&domains()[*domain])))],
             );
         }
-        let mut driven = Driven::start(log, scanned).await;
+        let mut driven = Driven::start(log, scanned, workers).await;
         constant(&driven.seen);
         // Somebody reads all the time, whatever is under way.
         let reader = tokio::spawn({
@@ -97,7 +97,7 @@ fn transfers(moves: &[Transfer], schedule: &Schedule) {
                         assert!(before.complete_through.positions().all(covered));
                     }
                     seen = snapshot;
-                    tokio::task::yield_now().await;
+                    tokio::time::sleep(Duration::from_micros(100)).await;
                 }
             }
         });
@@ -119,12 +119,13 @@ fn transfers(moves: &[Transfer], schedule: &Schedule) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 200, ..ProptestConfig::default() })]
     #[test]
     fn a_transfer_never_changes_the_total(
         moves in prop::collection::vec((0usize..2, 0..ACCOUNTS, 0..ACCOUNTS, 1i64..50), 1..16),
         schedule in schedule(),
+        workers in 1i64..4,
     ) {
-        transfers(&moves, &schedule);
+        transfers(&moves, &schedule, workers);
     }
 }

@@ -13,7 +13,8 @@ use schemas::{
     change::{ChangeRecord, ChangedDocument},
     id::DomainId,
     port::{
-        Bootstrap, BootstrapDocument, BootstrapScan, ChangeSource, SourceError, SourceEvent, SystemClock, ViewReader,
+        Bootstrap, BootstrapDocument, BootstrapScan, ChangeSource, CheckpointStore, SourceError, SourceEvent,
+        SystemClock, ViewReader,
     },
     position::{Frontier, Position},
     sample,
@@ -34,17 +35,43 @@ pub(crate) struct Live {
     log: mpsc::Sender<SourceEvent>,
 }
 
+/// What a dataflow starts with.
+pub(crate) struct Start {
+    /// What the store holds, in batches.
+    pub(crate) scan: Box<dyn Iterator<Item = Vec<BootstrapDocument>> + Send>,
+    /// How far the log has come.
+    pub(crate) through: usize,
+    pub(crate) config: DataflowConfig,
+    pub(crate) checkpoints: Option<Arc<dyn CheckpointStore>>,
+}
+
+impl Default for Start {
+    fn default() -> Self {
+        Self { scan: Box::new(std::iter::empty()), through: 0, config: DataflowConfig::default(), checkpoints: None }
+    }
+}
+
 impl Live {
     /// Starts a dataflow whose store holds `documents`, and whose log has come to `through`.
     pub(crate) fn start(documents: Vec<ChangedDocument>, through: usize) -> anyhow::Result<Self> {
         let domain = DomainId::new(sample::DOMAIN)?;
-        let stored =
-            documents.into_iter().map(|document| BootstrapDocument { domain: domain.clone(), document }).collect();
+        let mut stored = documents.into_iter();
+        let scan = std::iter::from_fn(move || {
+            let batch = stored.by_ref().take(BATCH);
+            let batch: Vec<_> = batch.map(|document| BootstrapDocument { domain: domain.clone(), document }).collect();
+            (!batch.is_empty()).then_some(batch)
+        });
+        Self::open(Start { scan: Box::new(scan), through, ..Start::default() })
+    }
+
+    /// Starts a dataflow.
+    pub(crate) fn open(start: Start) -> anyhow::Result<Self> {
+        let Start { scan, through, config, checkpoints } = start;
         let mut frontier = Frontier::default();
         frontier.advance(position(through));
         let (log, tail) = mpsc::channel(64);
-        let store = Store { frontier, left: Mutex::new(Some((stored, tail))) };
-        let dataflow = Dataflow::start(DataflowConfig::default(), Arc::new(store), None, Arc::new(SystemClock));
+        let store = Store { frontier, left: Mutex::new((Some(scan), Some(tail))) };
+        let dataflow = Dataflow::start(config, Arc::new(store), checkpoints, Arc::new(SystemClock));
         Ok(Self { dataflow, log })
     }
 
@@ -84,27 +111,27 @@ impl Live {
     }
 }
 
-type Left = (Vec<BootstrapDocument>, mpsc::Receiver<SourceEvent>);
+type Stored = Box<dyn Iterator<Item = Vec<BootstrapDocument>> + Send>;
 
 /// What is there before the dataflow starts, to be taken once.
 struct Store {
     frontier: Frontier,
-    left: Mutex<Option<Left>>,
+    left: Mutex<(Option<Stored>, Option<mpsc::Receiver<SourceEvent>>)>,
 }
 
-struct Scan(Frontier, std::vec::IntoIter<BootstrapDocument>);
+struct Scan(Frontier, Stored);
 
 struct Tail(mpsc::Receiver<SourceEvent>);
 
 #[async_trait]
 impl Bootstrap for Store {
     async fn scan(&self) -> Result<Box<dyn BootstrapScan>, SourceError> {
-        let documents = self.left.lock().as_mut().map(|(documents, _)| std::mem::take(documents));
-        Ok(Box::new(Scan(self.frontier.clone(), documents.unwrap_or_default().into_iter())))
+        let stored = self.left.lock().0.take().ok_or_else(gone)?;
+        Ok(Box::new(Scan(self.frontier.clone(), stored)))
     }
 
     async fn changes(&self, _: Frontier) -> Result<Box<dyn ChangeSource>, SourceError> {
-        let (_, tail) = self.left.lock().take().ok_or_else(gone)?;
+        let tail = self.left.lock().1.take().ok_or_else(gone)?;
         Ok(Box::new(Tail(tail)))
     }
 
@@ -128,12 +155,11 @@ impl BootstrapScan for Scan {
     }
 
     fn expected(&self) -> u64 {
-        u64::try_from(self.1.len()).unwrap_or(u64::MAX)
+        0
     }
 
     async fn next(&mut self) -> Result<Option<Vec<BootstrapDocument>>, SourceError> {
-        let batch: Vec<_> = self.1.by_ref().take(BATCH).collect();
-        Ok((!batch.is_empty()).then_some(batch))
+        Ok(self.1.next())
     }
 }
 

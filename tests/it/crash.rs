@@ -42,7 +42,9 @@ const VICTIMS: [Victim; 4] = [Victim::Server, Victim::Postgres, Victim::Backend,
 async fn nothing_is_lost_doubled_or_halved_by_crashes() {
     // More than the phones can send between the deaths: they must not run out.
     let workload = Workload::generate(10_000, 13);
-    let server = Server::start(&Options::default()).await;
+    // So often that most deaths come while one is being written.
+    let settings = vec!["dataflow.checkpoint_interval_ms = 100".to_owned()];
+    let server = Server::start(&Options { settings, ..Options::default() }).await;
     set_up(&server, &workload).await;
     let field =
         Arc::new(Field { server: RwLock::new(server), acknowledged: Mutex::default(), enough: AtomicBool::new(false) });
@@ -89,6 +91,9 @@ async fn nothing_is_lost_doubled_or_halved_by_crashes() {
     shown.compare_all(&server, last).await;
     assert!(server.stop().await.success());
     server.restart().await;
+    assert!(server.data.join("checkpoints/manifest.json").is_file());
+    let log = server.log();
+    assert!(!log.contains("primary store") && !log.contains("checkpoint"), "a checkpoint was of no use:\n{log}");
     shown.compare_all(&server, last).await;
     let acknowledged = field.acknowledged.lock().clone();
     everything_is_whole(&server, &mut stored, &acknowledged).await;

@@ -6,6 +6,11 @@
 //! A changed definition is a new instance beside the published one; so is a data source whose domain has changed a named
 //! expression or filter that it uses. Aggregate views over a data source that is being
 //! replaced are built again on its new instance, and all of them take the old ones' place in one tick.
+//!
+//! Rows that change with the day are those of one day in all tables of a domain. Before midnight, each live
+//! instance whose rows do gets a *successor*, the same for the next day; it is built like any other instance. In the first tick of
+//! the new day the domain *turns*: its successors take their places, all at once. If they are not complete by then, the
+//! domain stays at the old day until they are.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,14 +26,12 @@ use schemas::{
     table::{DomainTables, NamedTables, Table, TableName, ViewState, ViewStatus},
 };
 use serde_json::Value;
-use udf::{
-    DataSource, NameKind, Registry,
-    aggregate_view::{AggregateView, UPDATED_AT},
-};
+use udf::{DataSource, NameKind, Registry, aggregate_view::AggregateView};
 
 use crate::{
+    config::DataflowConfig,
     table::TableWriter,
-    view::{Command, DOCUMENT_TABLES, Instance, Logic, RowLogic, ViewNo, documents, view_errors},
+    view::{Command, DOCUMENT_TABLES, Day, Instance, Logic, RowLogic, ViewNo, documents, view_errors},
 };
 
 /// A `system.view_errors` without rows.
@@ -44,7 +47,15 @@ struct Definition {
     document: Value,
     live: Option<ViewNo>,
     building: Option<ViewNo>,
+    /// What takes the place of `live` when the domain turns to another day.
+    successor: Option<ViewNo>,
     failed: Option<String>,
+}
+
+impl Definition {
+    fn instances(&self) -> impl Iterator<Item = ViewNo> {
+        self.live.into_iter().chain(self.building).chain(self.successor)
+    }
 }
 
 struct Installed {
@@ -65,8 +76,17 @@ struct Errors {
 }
 
 /// All definitions and instances of all domains.
-#[derive(Default)]
 pub(crate) struct Catalog {
+    /// How long before midnight successors are installed, microseconds.
+    lead: i64,
+    /// Wall clock of the step, microseconds since 1970 UTC.
+    now: i64,
+    /// The day of each domain's rows.
+    days: BTreeMap<DomainId, Day>,
+    /// Something happened after which successors may be missing or too many.
+    unprepared: bool,
+    /// Something happened after which a build may take its place.
+    unsettled: bool,
     definitions: BTreeMap<DefinitionKey, Definition>,
     /// Named expressions and filters of each domain.
     registries: HashMap<DomainId, Registry>,
@@ -81,6 +101,90 @@ pub(crate) struct Catalog {
 }
 
 impl Catalog {
+    pub(crate) fn new(config: &DataflowConfig) -> Self {
+        Self {
+            lead: i64::from(config.next_day_lead_s) * 1_000_000,
+            now: 0,
+            days: BTreeMap::new(),
+            unprepared: false,
+            unsettled: false,
+            definitions: BTreeMap::new(),
+            registries: HashMap::new(),
+            instances: HashMap::new(),
+            errors: HashMap::new(),
+            last: 0,
+            dirty: BTreeSet::new(),
+            newer: BTreeMap::new(),
+            published: HashMap::new(),
+        }
+    }
+
+    /// Today, and the day that successors are built for: the next one, once it is near.
+    const fn today_and_next(&self) -> (Day, Day) {
+        (Day::of(self.now), Day::of(self.now.saturating_add(self.lead)))
+    }
+
+    /// The day that a domain has to turn to, if its rows are of `day`.
+    fn due(&self, day: Day) -> Option<Day> {
+        let (today, next) = self.today_and_next();
+        let due = if day == today { next } else { today };
+        // A clock that is set back a little takes nobody back to yesterday.
+        (day != next).then_some(due)
+    }
+
+    /// Takes in the time. Returns commands that install the successors that are due, and retire those of another day.
+    pub(crate) fn prepare(&mut self, now: i64) -> Vec<Command> {
+        let before = self.today_and_next();
+        self.now = now;
+        let mut commands = Vec::new();
+        if before != self.today_and_next() {
+            self.unsettled = true;
+        } else if !self.unprepared {
+            return commands;
+        }
+        let due: BTreeMap<DomainId, Option<Day>> =
+            self.days.iter().map(|(domain, day)| (domain.clone(), self.due(*day))).collect();
+        let Self { definitions, instances, .. } = &mut *self;
+        let day_of = |no: ViewNo| instances.get(&no).and_then(|installed| installed.instance.day);
+        let mut gone = Vec::new();
+        let mut missing = Vec::new();
+        for (key, definition) in definitions {
+            let due = due.get(&key.0).copied().flatten();
+            gone.extend(definition.successor.take_if(|no| day_of(*no) != due));
+            if let (Some(live), Some(day), None) = (definition.live, due, definition.successor)
+                && turns(instances, live)
+            {
+                missing.push((key.clone(), live, day));
+            }
+        }
+        self.retire(gone, &mut commands);
+        // Aggregate views read the successors of their sources, which are there first.
+        missing.sort_by_key(|(_, live, _)| self.reads(*live).next().is_some());
+        for (key, live, day) in missing {
+            self.succeed(&key, live, day, &mut commands);
+        }
+        self.unprepared = false;
+        commands
+    }
+
+    /// Installs the successor of a live instance.
+    fn succeed(&mut self, key: &DefinitionKey, live: ViewNo, day: Day, commands: &mut Vec<Command>) {
+        let Some(instance) = self.instances.get(&live).map(|installed| Arc::clone(&installed.instance)) else { return };
+        let mut logic = instance.logic.clone();
+        if let Logic::Groups { inputs, .. } = &mut logic {
+            let of_domain = self.definitions.iter().filter(|((domain, ..), _)| *domain == key.0);
+            let successors: HashMap<ViewNo, ViewNo> =
+                of_domain.filter_map(|(_, definition)| Some((definition.live?, definition.successor?))).collect();
+            for (input, _) in inputs {
+                *input = successors.get(input).copied().unwrap_or(*input);
+            }
+        }
+        let no = self.install(&key.0, &key.2, logic, Arc::clone(&instance.schema), Some(day), commands);
+        if let Some(definition) = self.definitions.get_mut(key) {
+            definition.successor = Some(no);
+        }
+    }
+
     /// Installs the built-in views of a domain that is seen for the first time. They have no definition document and cannot be
     /// dropped.
     pub(crate) fn domain(&mut self, domain: &DomainId) -> Vec<Command> {
@@ -88,12 +192,11 @@ impl Catalog {
             return Vec::new();
         }
         self.published.insert(domain.clone(), Arc::default());
+        self.days.insert(domain.clone(), Day::of(self.now));
         let mut commands = Vec::new();
         for (id, kind) in DOCUMENT_TABLES {
-            let schema = documents(kind);
-            let stamp_column = schema.position("indexed_on");
             let logic = Logic::Rows(RowLogic::Documents(kind));
-            let no = self.install(domain, id, logic, Arc::new(schema), stamp_column, &mut commands);
+            let no = self.install(domain, id, logic, Arc::new(documents(kind)), None, &mut commands);
             let definition = Definition { building: Some(no), ..Definition::default() };
             self.definitions.insert((domain.clone(), kind, id.to_owned()), definition);
         }
@@ -106,13 +209,14 @@ impl Catalog {
         id: &str,
         logic: Logic,
         schema: Arc<TableSchema>,
-        stamp_column: Option<usize>,
+        day: Option<Day>,
         commands: &mut Vec<Command>,
     ) -> ViewNo {
         self.last += 1;
         let no = ViewNo(self.last);
+        let stamp_column = schema.position(logic.stamp_column());
         let instance =
-            Arc::new(Instance { no, domain: domain.clone(), id: id.to_owned(), logic, schema, stamp_column });
+            Arc::new(Instance { no, domain: domain.clone(), id: id.to_owned(), logic, schema, stamp_column, day });
         commands.push(Command::Install(Arc::clone(&instance)));
         let installed = Installed {
             instance,
@@ -125,6 +229,7 @@ impl Catalog {
         };
         self.instances.insert(no, installed);
         self.dirty.insert(domain.clone());
+        (self.unprepared, self.unsettled) = (true, true);
         no
     }
 
@@ -201,20 +306,14 @@ impl Catalog {
             }
             Ok(source) => {
                 let schema = Arc::new(source.schema().clone());
-                let stamp_column = schema.position("inserted_at");
-                Ok(self.install(
-                    domain,
-                    id,
-                    Logic::Rows(RowLogic::Source(Box::new(source))),
-                    schema,
-                    stamp_column,
-                    commands,
-                ))
+                let day = self.days.get(domain).copied().filter(|_| source.reads_clock());
+                let logic = Logic::Rows(RowLogic::Source(Arc::new(source)));
+                Ok(self.install(domain, id, logic, schema, day, commands))
             }
             Err(errors) => Err(errors.to_string()),
         };
         let table = table_id(&document);
-        self.set_building(key, built, commands);
+        let before = self.set_building(key, built);
         // Whatever reads this table is built again on its new rows; what waited for it is tried again.
         let readers: Vec<DefinitionKey> = self
             .definitions
@@ -231,6 +330,7 @@ impl Catalog {
         for reader in readers {
             self.build_groups(&reader, commands);
         }
+        self.retire(before, commands);
     }
 
     fn build_groups(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
@@ -246,25 +346,20 @@ impl Catalog {
                 let inputs = view.sources.iter().zip(read);
                 let inputs =
                     inputs.filter_map(|(source, read)| Some((self.source(domain, &source.table)?, read.into())));
-                let inputs = inputs.collect();
+                let inputs: Vec<(ViewNo, Arc<[usize]>)> = inputs.collect();
                 let schema = Arc::clone(&view.schema);
-                let stamp_column = schema.position(UPDATED_AT);
-                Ok(self.install(
-                    domain,
-                    id,
-                    Logic::Groups { view: Box::new(view), inputs },
-                    schema,
-                    stamp_column,
-                    commands,
-                ))
+                let day = inputs.iter().find_map(|(input, _)| self.instances.get(input)?.instance.day);
+                let logic = Logic::Groups { view: Arc::new(view), inputs };
+                Ok(self.install(domain, id, logic, schema, day, commands))
             }
             Err(errors) => Err(errors.to_string()),
         };
-        self.set_building(key, built, commands);
+        let before = self.set_building(key, built);
+        self.retire(before, commands);
     }
 
-    /// Makes a new instance the one being built, in place of one that was.
-    fn set_building(&mut self, key: &DefinitionKey, built: Result<ViewNo, String>, commands: &mut Vec<Command>) {
+    /// Makes a new instance the one being built, and returns the one that was, which is to be retired.
+    fn set_building(&mut self, key: &DefinitionKey, built: Result<ViewNo, String>) -> Option<ViewNo> {
         let definition = self.definitions.entry(key.clone()).or_default();
         let (building, failed) = match built {
             Ok(no) => (Some(no), None),
@@ -273,11 +368,8 @@ impl Catalog {
                 (None, Some(message))
             }
         };
-        let before = std::mem::replace(&mut definition.building, building);
         definition.failed = failed;
-        if let Some(before) = before {
-            self.retire(before, commands);
-        }
+        std::mem::replace(&mut definition.building, building)
     }
 
     /// The newest instance of a domain's data source with that `table_id`.
@@ -298,38 +390,37 @@ impl Catalog {
     /// Takes a view's tables away, and those of the aggregate views that read them.
     fn drop_instances(&mut self, key: &DefinitionKey, why: &str, commands: &mut Vec<Command>) {
         let Some(definition) = self.definitions.get_mut(key) else { return };
-        let gone: Vec<ViewNo> = definition.live.take().into_iter().chain(definition.building.take()).collect();
+        let mut gone: BTreeSet<ViewNo> = definition.instances().collect();
+        (definition.live, definition.building, definition.successor) = (None, None, None);
         definition.failed = Some(why.to_owned());
         self.dirty.insert(key.0.clone());
-        // Aggregate views over it go first: their rows are taken back from tables that still exist.
-        let reads = |instance: &Instance| matches!(&instance.logic, Logic::Groups { inputs, .. } if inputs.iter().any(|(input, _)| gone.contains(input)));
-        let mut readers = Vec::new();
-        for (reader, held) in &mut self.definitions {
-            let reading = |no: &ViewNo| self.instances.get(no).is_some_and(|installed| reads(&installed.instance));
-            let building = held.building.take_if(|no| reading(no));
-            let live = held.live.take_if(|no| reading(no));
-            if building.is_some() || live.is_some() {
+        let Self { definitions, instances, .. } = &mut *self;
+        let mut reading = Vec::new();
+        for (reader, held) in definitions {
+            let reads = |no: &ViewNo| inputs(instances, *no).any(|input| gone.contains(&input));
+            let (live, building) = (held.live.take_if(|no| reads(no)), held.building.take_if(|no| reads(no)));
+            if live.is_some() || building.is_some() {
                 held.failed = Some(format!("it reads the data source `{}`, which is gone: {why}", key.2));
                 tracing::warn!(domain = %reader.0, view = reader.2, source = key.2, "an aggregate view lost its source");
             }
-            readers.extend(building.into_iter().chain(live));
+            let successor = held.successor.take_if(|no| live.is_some() || reads(no));
+            reading.extend(live.into_iter().chain(building).chain(successor));
         }
-        for no in readers.into_iter().chain(gone) {
-            self.retire(no, commands);
-        }
+        gone.extend(reading);
+        self.retire(gone, commands);
     }
 
-    fn retire(&mut self, no: ViewNo, commands: &mut Vec<Command>) {
-        if let Some(installed) = self.instances.remove(&no) {
-            self.dirty.insert(installed.instance.domain.clone());
-            commands.push(Command::Retire(no));
+    /// Retires instances, aggregate views first: their rows are taken back from tables that still exist.
+    fn retire(&mut self, gone: impl IntoIterator<Item = ViewNo>, commands: &mut Vec<Command>) {
+        let mut gone: Vec<ViewNo> = gone.into_iter().collect();
+        gone.sort_by_key(|no| self.reads(*no).next().is_none());
+        for no in gone {
+            if let Some(installed) = self.instances.remove(&no) {
+                self.dirty.insert(installed.instance.domain.clone());
+                (self.unprepared, self.unsettled) = (true, true);
+                commands.push(Command::Retire(no));
+            }
         }
-    }
-
-    /// Commands that evaluate every view that reads the clock once more.
-    pub(crate) fn revisit(&self) -> Vec<Command> {
-        let reads_clock = |installed: &&Installed| matches!(&installed.instance.logic, Logic::Rows(RowLogic::Source(source)) if source.reads_clock());
-        self.instances.values().filter(reads_clock).map(|i| Command::Revisit(Arc::clone(&i.instance))).collect()
     }
 
     /// Takes in the tables of a tick.
@@ -371,6 +462,7 @@ impl Catalog {
             if let Some(installed) = self.instances.get_mut(no) {
                 installed.complete = true;
                 installed.done = installed.total;
+                self.unsettled = true;
                 self.dirty.insert(installed.instance.domain.clone());
             }
         }
@@ -378,33 +470,42 @@ impl Catalog {
 
     /// Puts finished builds in the place of what they replace; returns commands that retire the replaced ones.
     pub(crate) fn swap(&mut self) -> Vec<Command> {
+        let mut commands = Vec::new();
+        if !std::mem::take(&mut self.unsettled) {
+            return commands;
+        }
         let building: BTreeSet<ViewNo> = self.definitions.values().filter_map(|d| d.building).collect();
         let mut ready: BTreeSet<ViewNo> =
             building.iter().copied().filter(|no| self.instances.get(no).is_some_and(|i| i.complete)).collect();
         // A source and the aggregate views built on it change together, or neither does.
         loop {
             let waits = |no: &ViewNo| {
-                let inputs_wait = self.inputs(*no).any(|input| building.contains(input) && !ready.contains(input));
+                let inputs_wait = self.reads(*no).any(|input| building.contains(&input) && !ready.contains(&input));
                 let readers_wait = building
                     .iter()
-                    .any(|reader| !ready.contains(reader) && self.inputs(*reader).any(|input| input == no));
+                    .any(|reader| !ready.contains(reader) && self.reads(*reader).any(|input| input == *no));
                 inputs_wait || readers_wait
             };
             let Some(waiting) = ready.iter().copied().find(waits) else { break };
             ready.remove(&waiting);
         }
-        let mut replaced = Vec::new();
+        let mut gone = BTreeSet::new();
         for definition in self.definitions.values_mut() {
             if let Some(no) = definition.building.take_if(|no| ready.contains(no)) {
-                replaced.extend(definition.live.replace(no));
+                gone.extend(definition.live.replace(no));
+                gone.extend(definition.successor.take());
             }
         }
-        // Aggregate views first, for the same reason as when a source is dropped.
-        replaced.sort_by_key(|no| self.inputs(*no).next().is_none());
-        let mut commands = Vec::new();
-        for no in replaced {
-            self.retire(no, &mut commands);
+        // Successors that read what is replaced follow something that is no longer so.
+        let Self { definitions, instances, .. } = &mut *self;
+        let mut reading = Vec::new();
+        for definition in definitions.values_mut() {
+            let reads = |no: &mut ViewNo| inputs(instances, *no).any(|input| gone.contains(&input));
+            reading.extend(definition.successor.take_if(reads));
         }
+        gone.extend(reading);
+        self.retire(gone, &mut commands);
+        self.unprepared |= !ready.is_empty();
         for no in ready {
             if let Some(installed) = self.instances.get(&no) {
                 self.dirty.insert(installed.instance.domain.clone());
@@ -414,15 +515,62 @@ impl Catalog {
                 );
             }
         }
+        let (today, _) = self.today_and_next();
+        let due: Vec<DomainId> = self
+            .days
+            .iter()
+            .filter(|(_, day)| self.due(**day) == Some(today))
+            .map(|(domain, _)| domain.clone())
+            .collect();
+        for domain in due {
+            self.turn(&domain, today, &mut commands);
+        }
         commands
     }
 
-    fn inputs(&self, no: ViewNo) -> impl Iterator<Item = &ViewNo> {
-        let inputs = match self.instances.get(&no).map(|installed| &installed.instance.logic) {
-            Some(Logic::Groups { inputs, .. }) => inputs.as_slice(),
-            _ => &[],
+    /// Lets a domain turn to `day`, if all its successors are complete.
+    fn turn(&mut self, domain: &DomainId, day: Day, commands: &mut Vec<Command>) {
+        let Self { definitions, instances, .. } = &mut *self;
+        let complete = |no: ViewNo| {
+            instances.get(&no).is_some_and(|installed| installed.complete && installed.instance.day == Some(day))
         };
-        inputs.iter().map(|(input, _)| input)
+        let of_domain = || definitions.iter().filter(|((of, ..), _)| of == domain);
+        if of_domain()
+            .any(|(_, held)| held.live.is_some_and(|no| turns(instances, no)) && !held.successor.is_some_and(complete))
+        {
+            return;
+        }
+        // What is being built was begun for the day that is over.
+        let building = of_domain().filter(|(_, held)| held.building.is_some_and(|no| turns(instances, no)));
+        let again: Vec<DefinitionKey> = building.map(|(key, _)| key.clone()).collect();
+        let mut gone = Vec::new();
+        for definition in definitions.iter_mut().filter(|((of, ..), _)| of == domain).map(|(_, definition)| definition)
+        {
+            if let Some(successor) = definition.successor.take() {
+                gone.extend(definition.live.replace(successor));
+            }
+        }
+        self.days.insert(domain.clone(), day);
+        self.dirty.insert(domain.clone());
+        self.unprepared = true;
+        for key in again {
+            let building = self.definitions.get(&key).and_then(|definition| definition.building);
+            let day_of = |no| self.instances.get(&no).and_then(|installed: &Installed| installed.instance.day);
+            if building.and_then(day_of) == Some(day) {
+                // It was begun again together with its source.
+                continue;
+            }
+            match key.1 {
+                DocKind::DataSource => self.build_source(&key, commands),
+                _ => self.build_groups(&key, commands),
+            }
+        }
+        self.retire(gone, commands);
+    }
+
+    /// The instances that an instance reads.
+    fn reads(&self, no: ViewNo) -> impl Iterator<Item = ViewNo> {
+        inputs(&self.instances, no)
     }
 
     /// True while anything is being built.
@@ -476,6 +624,21 @@ impl Catalog {
         errors.place = Some(tables.add([TableName::new("system", "view_errors")], Arc::clone(&errors.table)));
         DomainTables { tables, views: views.into() }
     }
+}
+
+/// The instances that an instance reads.
+fn inputs(instances: &HashMap<ViewNo, Installed>, no: ViewNo) -> impl Iterator<Item = ViewNo> {
+    let inputs = match instances.get(&no).map(|installed| &installed.instance.logic) {
+        Some(Logic::Groups { inputs, .. }) => inputs.as_slice(),
+        _ => &[],
+    };
+    inputs.iter().map(|(input, _)| *input)
+}
+
+/// True if the rows of an instance change with the day; those of an aggregate view that has lost a source stay as they are.
+fn turns(instances: &HashMap<ViewNo, Installed>, no: ViewNo) -> bool {
+    instances.get(&no).is_some_and(|installed| installed.instance.day.is_some())
+        && inputs(instances, no).all(|input| instances.contains_key(&input))
 }
 
 /// How a definition is doing.

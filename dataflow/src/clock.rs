@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     catalog::Catalog,
+    config::DataflowConfig,
     document::{Arriving, Content, Record},
     error::DataflowError,
     metrics::Metrics,
@@ -60,10 +61,10 @@ pub(crate) struct TickClock<R> {
     tick: Tick,
     frontier: Frontier,
     stamp: i64,
-    day: i64,
     scanned: bool,
     walk: usize,
-    walking: bool,
+    /// True while something is walked for views being built, or to take back what they were given.
+    pub(crate) walking: bool,
     last_live: Instant,
     sources_seen_at: i64,
     /// True from when a lane could not be read until all could.
@@ -71,7 +72,13 @@ pub(crate) struct TickClock<R> {
 }
 
 impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
-    pub(crate) fn new(run_tick: R, publisher: Arc<Publisher>, wall: Arc<dyn Clock>, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        config: &DataflowConfig,
+        run_tick: R,
+        publisher: Arc<Publisher>,
+        wall: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Self {
         let now = wall.now_micros();
         // A new engine goes on counting where the last one of this process stopped, so that snapshots keep their order.
         let tick = publisher.snapshot().tick;
@@ -80,11 +87,10 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
             publisher,
             wall,
             metrics,
-            catalog: Catalog::default(),
+            catalog: Catalog::new(config),
             tick,
             frontier: Frontier::default(),
             stamp: 0,
-            day: day(now),
             scanned: false,
             walk: WALK_LIMITS.0,
             walking: false,
@@ -117,8 +123,13 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
     }
 
     /// One tick with everything that has arrived.
-    fn step(&mut self, first: Option<Event>, events: &mut mpsc::Receiver<Event>) -> Result<(), DataflowError> {
-        let mut batch = TickBatch { now: self.wall.now_micros(), ..TickBatch::default() };
+    pub(crate) fn step(
+        &mut self,
+        first: Option<Event>,
+        events: &mut mpsc::Receiver<Event>,
+    ) -> Result<(), DataflowError> {
+        let now = self.wall.now_micros();
+        let mut batch = TickBatch { now, commands: self.catalog.prepare(now), ..TickBatch::default() };
         let mut records = 0;
         let mut next = first;
         let mut scan_done = None;
@@ -155,13 +166,10 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
                 next = events.try_recv().ok();
             }
         }
-        if self.day != day(batch.now) {
-            self.day = day(batch.now);
-            batch.commands.extend(self.catalog.revisit());
-        }
         if records > 0 || !batch.commands.is_empty() || self.walking {
             self.run_batch(batch, records)?;
         }
+        self.settle(now)?;
         if let Some(frontier) = scan_done {
             for position in frontier.positions() {
                 self.frontier.advance(position);
@@ -185,7 +193,7 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
         }
     }
 
-    /// Runs a batch of so many records as one tick, and what it replaces leaves in ticks of their own right behind.
+    /// Runs a batch of so many records as one tick.
     fn run_batch(&mut self, mut batch: TickBatch, live: usize) -> Result<(), DataflowError> {
         if live > 0 {
             self.last_live = Instant::now();
@@ -196,12 +204,17 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
         let took = started.elapsed();
         self.metrics.tick(took, live, walked);
         self.adapt(took, walked);
+        Ok(())
+    }
+
+    /// Puts complete builds in their places. What they replace leaves in ticks of their own, before anything is published.
+    fn settle(&mut self, now: i64) -> Result<(), DataflowError> {
         loop {
             let commands = self.catalog.swap();
             if commands.is_empty() {
                 return Ok(());
             }
-            self.run(TickBatch { now: self.wall.now_micros(), commands, ..TickBatch::default() })?;
+            self.run(TickBatch { now, commands, ..TickBatch::default() })?;
         }
     }
 
@@ -249,9 +262,4 @@ impl<R: FnMut(TickBatch) -> Result<Report, DataflowError>> TickClock<R> {
             self.publisher.set_ready();
         }
     }
-}
-
-/// Days since 1970 UTC: UCR's "today" (architecture, names fixed once).
-const fn day(micros: i64) -> i64 {
-    micros.div_euclid(86_400_000_000)
 }

@@ -8,10 +8,13 @@ use serde::{Deserialize, Serialize};
 pub struct DataflowConfig {
     /// Batches of changes that may wait in memory before the reader of the change log pauses.
     pub queue: usize,
+    /// Seconds before midnight UTC at which the next day's rows of data sources that read the clock begin to be computed,
+    /// beside those of today; at midnight they take their place at once.
+    pub next_day_lead_s: u32,
 }
 
 impl Default for DataflowConfig {
     fn default() -> Self {
-        Self { queue: 64 }
+        Self { queue: 64, next_day_lead_s: 1800 }
     }
 }

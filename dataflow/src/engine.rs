@@ -117,7 +117,7 @@ impl Supervisor {
 
     /// Starts the worker on a thread of its own; the clock runs on it, so that a tick costs no wake-up.
     fn threads(&self, events: mpsc::Receiver<Event>) -> JoinHandle<Result<(), DataflowError>> {
-        let (publisher, wall) = (Arc::clone(&self.publisher), Arc::clone(&self.clock));
+        let (publisher, wall, config) = (Arc::clone(&self.publisher), Arc::clone(&self.clock), self.config.clone());
         tokio::task::spawn_blocking(move || {
             // Timely wants a closure that every worker could share; what is in it is taken by the only worker.
             let clock = Mutex::new(Some((events, publisher, wall)));
@@ -132,7 +132,7 @@ impl Supervisor {
                         None => Ok(report),
                     }
                 };
-                TickClock::new(run_tick, publisher, wall, Metrics::new()).follow(&mut events)
+                TickClock::new(&config, run_tick, publisher, wall, Metrics::new()).follow(&mut events)
             })
             .map_err(DataflowError::Worker)?;
             guards.join().into_iter().try_for_each(|ended| ended.map_err(DataflowError::Worker)?)

@@ -253,7 +253,6 @@ impl Engine {
         match command {
             Command::Install(instance) => self.install(instance),
             Command::Retire(no) => self.retire(*no, tick),
-            Command::Revisit(instance) => self.visit_all(instance),
         }
     }
 

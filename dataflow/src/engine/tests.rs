@@ -22,6 +22,9 @@ use udf::{DataSource, NameKind, Registry, Related, Relation, aggregate_view::Agg
 use super::*;
 use crate::table::walk;
 
+mod days;
+mod driven;
+
 const DOMAIN: &str = "demo";
 
 /// A clock that tests set.
@@ -190,6 +193,11 @@ impl Related for All<'_> {
 }
 
 fn rows_of(source: &DataSource, world: &World) -> Vec<Row> {
+    rows_at(source, world, 0)
+}
+
+/// The rows of a data source, computed from scratch at an instant.
+fn rows_at(source: &DataSource, world: &World, now: i64) -> Vec<Row> {
     let mut rows = Vec::new();
     for ((kind, _), (stamp, body)) in &world.documents {
         if *kind != source.kind() {
@@ -197,7 +205,7 @@ fn rows_of(source: &DataSource, world: &World) -> Vec<Row> {
         }
         let doc = Doc::from_value(body).unwrap();
         let mut all = All(&world.documents, *stamp);
-        let made = source.evaluate(&doc, Stamp(*stamp), 0, &mut all).unwrap();
+        let made = source.evaluate(&doc, Stamp(*stamp), now, &mut all).unwrap();
         let column = source.schema().position("inserted_at").unwrap();
         rows.extend(made.into_iter().map(|row| {
             let mut cells = row.to_vec();
@@ -640,7 +648,8 @@ fn history(steps: &[Step]) {
             last = commit(&mut store.0.lock(), step).unwrap_or(last);
         }
         // The first third is found by the scan, the rest comes through the log.
-        let dataflow = Dataflow::start(DataflowConfig { queue: 4 }, Arc::new(store.clone()), clock);
+        let dataflow =
+            Dataflow::start(DataflowConfig { queue: 4, ..DataflowConfig::default() }, Arc::new(store.clone()), clock);
         for step in rest {
             let committed = commit(&mut store.0.lock(), step);
             match committed {
@@ -728,7 +737,8 @@ async fn a_changed_name_concerns_those_who_use_it() {
         ),
     ]);
     let clock = Arc::new(SetClock(AtomicI64::new(1_000_000)));
-    let dataflow = Dataflow::start(DataflowConfig { queue: 4 }, Arc::new(store.clone()), clock);
+    let dataflow =
+        Dataflow::start(DataflowConfig { queue: 4, ..DataflowConfig::default() }, Arc::new(store.clone()), clock);
     let failed = |position| {
         let dataflow = Arc::clone(&dataflow);
         async move {

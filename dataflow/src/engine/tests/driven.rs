@@ -1,0 +1,101 @@
+//! An engine that tests drive by hand, step by step: no snapshot escapes them.
+
+use super::*;
+use crate::{clock::TickClock, worker::Report};
+
+type RunTick<'w> = Box<dyn FnMut(TickBatch) -> Result<Report, DataflowError> + 'w>;
+
+/// An engine, what has been committed so far, and the time.
+pub(super) struct Driven<'w> {
+    pub(super) world: World,
+    clock: TickClock<RunTick<'w>>,
+    wall: Arc<SetClock>,
+    publisher: Arc<Publisher>,
+    /// Nothing arrives but what is given to a step.
+    events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    /// Looks at every snapshot.
+    look: fn(&Snapshot),
+}
+
+/// Runs a test against an engine that starts with an empty store.
+pub(super) fn drive(
+    config: DataflowConfig,
+    now: i64,
+    look: fn(&Snapshot),
+    test: impl Fn(&mut Driven<'_>) + Send + Sync + 'static,
+) {
+    timely::execute_directly(move |worker| {
+        let mut engine = Engine::new(worker);
+        let run_tick: RunTick<'_> = Box::new(|batch| {
+            let mut report = engine.tick(worker, batch);
+            report.failed.take().map_or(Ok(report), |error| Err(error.into()))
+        });
+        let wall = Arc::new(SetClock(AtomicI64::new(now)));
+        let publisher = Arc::new(Publisher::new());
+        let (at, to) = (Arc::clone(&wall), Arc::clone(&publisher));
+        let clock = TickClock::new(&config, run_tick, to, at, Metrics::new());
+        let events = mpsc::channel(1);
+        let mut driven = Driven { world: World::default(), clock, wall, publisher, events, look };
+        driven.step(Event::ScanDone(Frontier::default()));
+        test(&mut driven);
+    });
+}
+
+impl Driven<'_> {
+    pub(super) fn now(&self) -> i64 {
+        self.wall.now_micros()
+    }
+
+    /// Sets the clock; nothing notices before the next step.
+    pub(super) fn set(&self, now: i64) {
+        self.wall.0.store(now, Ordering::Relaxed);
+    }
+
+    fn step(&mut self, event: Event) {
+        self.clock.step(Some(event), &mut self.events.1).unwrap();
+        (self.look)(&self.publisher.snapshot());
+    }
+
+    /// A step in which nothing arrives.
+    pub(super) fn idle(&mut self) {
+        self.step(Event::Idle);
+    }
+
+    /// A step with one record.
+    pub(super) fn commit(&mut self, changes: Vec<(DocKind, String, Option<Value>)>) {
+        self.world.commit(changes);
+        let record = self.world.log.pop_back().unwrap();
+        self.step(Event::Records(vec![Record::read(&record)]));
+    }
+
+    pub(super) fn walking(&self) -> bool {
+        self.clock.walking
+    }
+
+    /// Steps until nothing is left to walk, and once more for what follows from that.
+    pub(super) fn settle(&mut self) {
+        self.idle();
+        self.idle();
+        while self.walking() {
+            self.idle();
+            if !self.walking() {
+                self.idle();
+            }
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.publisher.snapshot()
+    }
+}
+
+/// A table of a snapshot.
+pub(super) fn table<'s>(snapshot: &'s Snapshot, schema: &str, name: &str) -> Option<&'s Arc<Table>> {
+    snapshot.domains.get(&DomainId::new(DOMAIN).unwrap())?.tables.get(&TableName::new(schema, name))
+}
+
+/// The values of a column, in no particular order.
+pub(super) fn values(table: &Table, name: &str) -> Vec<Cell> {
+    let column = table.schema.position(name).unwrap();
+    content(table).iter().map(|row| row[column].clone()).collect()
+}

@@ -468,7 +468,8 @@ impl Catalog {
         }
     }
 
-    /// Puts finished builds in the place of what they replace; returns commands that retire the replaced ones.
+    /// Puts finished builds in the place of what they replace; returns commands that publish them and retire the replaced
+    /// ones.
     pub(crate) fn swap(&mut self) -> Vec<Command> {
         let mut commands = Vec::new();
         if !std::mem::take(&mut self.unsettled) {
@@ -507,6 +508,7 @@ impl Catalog {
         self.retire(gone, &mut commands);
         self.unprepared |= !ready.is_empty();
         for no in ready {
+            commands.push(Command::Publish(no));
             if let Some(installed) = self.instances.get(&no) {
                 self.dirty.insert(installed.instance.domain.clone());
                 tracing::info!(
@@ -547,6 +549,7 @@ impl Catalog {
         for definition in definitions.iter_mut().filter(|((of, ..), _)| of == domain).map(|(_, definition)| definition)
         {
             if let Some(successor) = definition.successor.take() {
+                commands.push(Command::Publish(successor));
                 gone.extend(definition.live.replace(successor));
             }
         }

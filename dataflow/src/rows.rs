@@ -83,6 +83,8 @@ struct Held {
     feeds: Vec<Feed>,
     /// Documents that failed to evaluate.
     failed: HashSet<Arc<str>>,
+    /// Their error rows, while the table is not published: readers see errors of what they can read.
+    unseen: Option<HashMap<Arc<str>, Row>>,
 }
 
 /// Tables by view, and the error table of each domain.
@@ -111,6 +113,7 @@ impl Tables {
             id: instance.id.clone(),
             feeds: Vec::new(),
             failed: HashSet::new(),
+            unseen: Some(HashMap::new()),
         };
         self.held.insert(instance.no, held);
         self.dirty.insert(instance.no);
@@ -120,11 +123,31 @@ impl Tables {
     pub(crate) fn retire(&mut self, no: ViewNo, tick: Tick) -> Result<(), TableError> {
         let Some(held) = self.held.remove(&no) else { return Ok(()) };
         self.dirty.remove(&no);
-        let withdrawn: Vec<_> = held.failed.iter().map(|document| (error_key(no, document), Vec::new())).collect();
-        if let (false, Some(errors)) = (withdrawn.is_empty(), self.errors.get_mut(&held.domain)) {
-            errors.apply(tick, &withdrawn)?;
-            self.dirty_errors.insert(held.domain);
+        if held.unseen.is_some() {
+            return Ok(());
         }
+        let withdrawn: Vec<_> = held.failed.iter().map(|document| (error_key(no, document), Vec::new())).collect();
+        self.put_errors(tick, held.domain, &withdrawn)
+    }
+
+    /// Lets readers see the errors of a view, from the tick on in which its table is published.
+    pub(crate) fn reveal(&mut self, no: ViewNo, tick: Tick) -> Result<(), TableError> {
+        let Some(held) = self.held.get_mut(&no) else { return Ok(()) };
+        let unseen = held.unseen.take().unwrap_or_default();
+        let errors: Vec<KeyedRows> =
+            unseen.into_iter().map(|(document, row)| (error_key(no, &document), vec![row])).collect();
+        let domain = held.domain.clone();
+        self.put_errors(tick, domain, &errors)
+    }
+
+    fn put_errors(&mut self, tick: Tick, domain: DomainId, errors: &[KeyedRows]) -> Result<(), TableError> {
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let table = self.errors.entry(domain.clone());
+        let table = table.or_insert_with(|| TableWriter::new(Arc::new(view_errors()), Some(3)));
+        table.apply(tick, errors)?;
+        self.dirty_errors.insert(domain);
         Ok(())
     }
 
@@ -179,14 +202,20 @@ impl Tables {
                 let new = match change.outcome {
                     Ok(new) => {
                         if held.failed.remove(&document) {
-                            errors.push((error_key(no, &document), Vec::new()));
+                            match &mut held.unseen {
+                                Some(unseen) => drop(unseen.remove(&document)),
+                                None => errors.push((error_key(no, &document), Vec::new())),
+                            }
                         }
                         new
                     }
                     Err(message) => {
                         held.failed.insert(Arc::clone(&document));
                         let row = error_row(&held.id, &document, &message, change.stamp.0);
-                        errors.push((error_key(no, &document), vec![row]));
+                        match &mut held.unseen {
+                            Some(unseen) => drop(unseen.insert(Arc::clone(&document), row)),
+                            None => errors.push((error_key(no, &document), vec![row])),
+                        }
                         Vec::new()
                     }
                 };
@@ -201,15 +230,8 @@ impl Tables {
             held.writer.errors = held.failed.len();
             held.writer.apply(tick, &rows)?;
             self.dirty.insert(no);
-            if !errors.is_empty() {
-                let domain = held.domain.clone();
-                let table = self
-                    .errors
-                    .entry(domain.clone())
-                    .or_insert_with(|| TableWriter::new(Arc::new(view_errors()), Some(3)));
-                table.apply(tick, &errors)?;
-                self.dirty_errors.insert(domain);
-            }
+            let domain = held.domain.clone();
+            self.put_errors(tick, domain, &errors)?;
         }
         Ok(())
     }

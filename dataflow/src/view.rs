@@ -123,6 +123,8 @@ pub(crate) enum Command {
     Install(Arc<Instance>),
     /// Forget an instance and its table.
     Retire(ViewNo),
+    /// The table of an instance is published from this tick on.
+    Publish(ViewNo),
 }
 
 /// The built-in tables: each is called after a kind of document and has all documents of that kind.

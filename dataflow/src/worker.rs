@@ -253,6 +253,11 @@ impl Engine {
         match command {
             Command::Install(instance) => self.install(instance),
             Command::Retire(no) => self.retire(*no, tick),
+            Command::Publish(no) => {
+                if let Err(error) = self.state.tables.borrow_mut().reveal(*no, tick) {
+                    self.state.failed.borrow_mut().get_or_insert(error);
+                }
+            }
         }
     }
 

@@ -196,7 +196,7 @@ fn rows_of(source: &DataSource, world: &World) -> Vec<Row> {
     rows_at(source, world, 0)
 }
 
-/// The rows of a data source, computed from scratch at an instant.
+/// The rows of a data source, computed from scratch at an instant; documents that fail have none.
 fn rows_at(source: &DataSource, world: &World, now: i64) -> Vec<Row> {
     let mut rows = Vec::new();
     for ((kind, _), (stamp, body)) in &world.documents {
@@ -205,7 +205,7 @@ fn rows_at(source: &DataSource, world: &World, now: i64) -> Vec<Row> {
         }
         let doc = Doc::from_value(body).unwrap();
         let mut all = All(&world.documents, *stamp);
-        let made = source.evaluate(&doc, Stamp(*stamp), now, &mut all).unwrap();
+        let made = source.evaluate(&doc, Stamp(*stamp), now, &mut all).unwrap_or_default();
         let column = source.schema().position("inserted_at").unwrap();
         rows.extend(made.into_iter().map(|row| {
             let mut cells = row.to_vec();

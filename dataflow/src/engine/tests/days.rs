@@ -38,7 +38,9 @@ fn ages(extra: bool) -> Value {
 fn shifts() -> Value {
     json!({"doc_type": "DataSourceConfiguration", "domain": DOMAIN, "table_id": "shifts", "referenced_doc_type": "CommCareUser",
         "configured_filter": {}, "configured_indicators": [today(), column("shift", "string", &json!({"type": "property_name", "property_name": "name"}))],
-        "base_item_expression": property("shifts")})
+        "base_item_expression": property("shifts"),
+        "validations": [{"name": "known", "error_message": "nobody knows this worker",
+            "expression": {"type": "boolean_expression", "operator": "not_eq", "expression": property("_id"), "property_value": "w3"}}]})
 }
 
 /// Ages by the mother's owner, over a table that does not read the clock and one that does.
@@ -105,9 +107,14 @@ fn day_of(snapshot: &Snapshot) -> Option<i64> {
     })
 }
 
-/// What holds at every snapshot: the rows are of one day, and aggregate views are about the rows that are there.
+/// What holds at every snapshot: the rows are of one day, an error is told once and of a table that is there, and aggregate
+/// views are about the rows that are there.
 fn look(snapshot: &Snapshot) {
     day_of(snapshot);
+    if let Some(errors) = table(snapshot, "system", "view_errors") {
+        let shifts = table(snapshot, "ucr", "shifts");
+        assert_eq!(errors.live_rows, shifts.map_or(0, |table| table.errors), "{:?}", content(errors));
+    }
     let integers = |table: &Arc<Table>, name: &str| {
         let number = |cell| if let Cell::Int(n) = cell { n } else { panic!("{cell:?}") };
         values(table, name).into_iter().map(number).sum::<i64>()

@@ -23,7 +23,7 @@ use schemas::{
     change::DocKind,
     id::DomainId,
     row::TableSchema,
-    table::{DomainTables, NamedTables, Table, TableName, ViewState, ViewStatus},
+    table::{DomainTables, NamedTables, Progress, Table, TableName, ViewState, ViewStatus},
 };
 use serde_json::Value;
 use udf::{DataSource, NameKind, Registry, aggregate_view::AggregateView};
@@ -62,6 +62,8 @@ struct Installed {
     instance: Arc<Instance>,
     complete: bool,
     started: Instant,
+    /// The same on the wall clock, microseconds since 1970 UTC.
+    started_at: i64,
     done: usize,
     total: usize,
     table: Option<Arc<Table>>,
@@ -222,6 +224,7 @@ impl Catalog {
             instance,
             complete: false,
             started: Instant::now(),
+            started_at: self.now,
             done: 0,
             total: 0,
             table: None,
@@ -650,14 +653,20 @@ fn state(definition: &Definition, instances: &HashMap<ViewNo, Installed>) -> Vie
         return ViewState::Failed { message: message.clone() };
     }
     match definition.building.and_then(|no| instances.get(&no)) {
-        Some(installed) => {
-            let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-            let millis = installed.started.elapsed().as_millis().max(1);
-            let rate = u64::try_from(u128::from(count(installed.done)) * 1000 / millis).unwrap_or(u64::MAX);
-            ViewState::Building { done: count(installed.done), total: count(installed.total), rate }
-        }
+        Some(installed) => ViewState::Building(progress(installed)),
         None => ViewState::Live,
     }
+}
+
+/// How far a build is.
+fn progress(installed: &Installed) -> Progress {
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    let (done, total) = (count(installed.done), count(installed.total));
+    let millis = installed.started.elapsed().as_millis().max(1);
+    let rate = u64::try_from(u128::from(done) * 1000 / millis).unwrap_or(u64::MAX);
+    let millis_left = (u128::from(total.saturating_sub(done)) * millis).checked_div(done.into());
+    let seconds_left = millis_left.and_then(|millis| u64::try_from(millis.div_ceil(1000)).ok());
+    Progress { done, total, rate, seconds_left, started_at: installed.started_at }
 }
 
 /// `table_id` of a data source document.

@@ -16,7 +16,7 @@ use datafusion::{
 use futures::FutureExt;
 use schemas::{
     id::DomainId,
-    table::{DomainTables, Snapshot, TableName, ViewState},
+    table::{DomainTables, Progress, Snapshot, TableName, ViewState},
 };
 
 use crate::{closest::closest, error::QueryError, table::LiveTable};
@@ -78,7 +78,9 @@ impl Scope {
         let view =
             self.tables.views.iter().find(|view| view.tables.iter().any(named) || view.id == reference.table())?;
         Some(match &view.state {
-            ViewState::Building { done, total, .. } => format!("it is being built, {done} of {total} documents so far"),
+            ViewState::Building(Progress { done, total, .. }) => {
+                format!("it is being built, {done} of {total} documents so far")
+            }
             ViewState::Failed { message } => message.clone(),
             ViewState::Live => return None,
         })

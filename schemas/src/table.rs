@@ -151,19 +151,33 @@ pub struct Table {
     pub errors: usize,
 }
 
+/// How far a build is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// Documents evaluated so far.
+    pub done: u64,
+    /// Documents to evaluate.
+    pub total: u64,
+    /// Documents per second so far.
+    pub rate: u64,
+    /// How long the rest takes at that rate; not known before the first document.
+    pub seconds_left: Option<u64>,
+    /// When it began, microseconds since 1970 UTC.
+    #[serde(serialize_with = "instant")]
+    pub started_at: i64,
+}
+
+/// An instant as people read it.
+fn instant<S: serde::Serializer>(micros: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&crate::time::format_micros(*micros))
+}
+
 /// What became of a view definition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum ViewState {
     /// Rows are being computed beside the published version.
-    Building {
-        /// Documents evaluated so far.
-        done: u64,
-        /// Documents to evaluate.
-        total: u64,
-        /// Documents per second so far.
-        rate: u64,
-    },
+    Building(Progress),
     /// The published table is this definition's.
     Live,
     /// The definition cannot be maintained; what to do is in the message.

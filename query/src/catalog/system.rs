@@ -56,8 +56,8 @@ impl Columns {
         self.add(name, DataType::Int64, Arc::new(values.collect::<Int64Array>()))
     }
 
-    fn instant(self, name: &str, micros: i64) -> Self {
-        let array = TimestampMicrosecondArray::from(vec![micros]);
+    fn instants(self, name: &str, micros: impl Iterator<Item = Option<i64>>) -> Self {
+        let array = micros.collect::<TimestampMicrosecondArray>();
         self.add(name, DataType::Timestamp(TimeUnit::Microsecond, None), Arc::new(array))
     }
 
@@ -76,10 +76,10 @@ fn snapshot(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
     let behind = scope.now.saturating_sub(snapshot.sources_seen_at).max(0);
     Columns::default()
         .numbers("tick", [Some(snapshot.tick.0)].into_iter())
-        .instant("as_of", snapshot.as_of)
+        .instants("as_of", [Some(snapshot.as_of)].into_iter())
         .texts("complete_through", [Some(snapshot.complete_through.to_string())].into_iter())
         .numbers("view_errors", [count(scope.view_errors())].into_iter())
-        .instant("sources_seen_at", snapshot.sources_seen_at)
+        .instants("sources_seen_at", [Some(snapshot.sources_seen_at)].into_iter())
         .numbers("sources_behind_ms", [u64::try_from(behind / 1000).ok()].into_iter())
         .add("stalled", DataType::Boolean, Arc::new(BooleanArray::from(vec![behind > scope.stalled_after])))
         .done()
@@ -91,9 +91,9 @@ fn views(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
     let table = |view: &ViewStatus| -> Option<&Arc<Table>> {
         view.tables.iter().find_map(|name| scope.tables.tables.get(name))
     };
-    let progress = |of: fn((u64, u64, u64)) -> u64| {
-        views().map(move |view| match view.state {
-            ViewState::Building { done, total, rate } => Some(of((done, total, rate))),
+    let progress = || {
+        views().map(|view| match &view.state {
+            ViewState::Building(progress) => Some(progress),
             _ => None,
         })
     };
@@ -111,9 +111,11 @@ fn views(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
                 })
             }),
         )
-        .numbers("done", progress(|(done, ..)| done))
-        .numbers("total", progress(|(_, total, _)| total))
-        .numbers("rate", progress(|(.., rate)| rate))
+        .numbers("done", progress().map(|progress| Some(progress?.done)))
+        .numbers("total", progress().map(|progress| Some(progress?.total)))
+        .numbers("rate", progress().map(|progress| Some(progress?.rate)))
+        .numbers("seconds_left", progress().map(|progress| progress?.seconds_left))
+        .instants("started_at", progress().map(|progress| Some(progress?.started_at)))
         .texts(
             "message",
             views().map(|view| match &view.state {

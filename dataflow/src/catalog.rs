@@ -21,34 +21,55 @@ use std::{
 use hashbrown::HashMap;
 use schemas::{
     change::DocKind,
+    definition::Control,
     id::DomainId,
     row::TableSchema,
-    table::{DomainTables, NamedTables, Progress, Table, TableName, ViewState, ViewStatus},
+    table::{DomainTables, Table},
 };
 use serde_json::Value;
 use udf::{DataSource, NameKind, Registry, aggregate_view::AggregateView};
 
 use crate::{
     config::DataflowConfig,
-    table::TableWriter,
-    view::{Command, DOCUMENT_TABLES, Day, Instance, Logic, RowLogic, ViewNo, documents, view_errors},
+    view::{Command, DOCUMENT_TABLES, Day, Instance, Logic, RowLogic, ViewNo, documents},
 };
 
-/// A `system.view_errors` without rows.
-fn no_errors() -> Table {
-    Table { index: None, ..TableWriter::new(Arc::new(view_errors()), Some(3)).publish() }
-}
+mod days;
+mod queue;
+mod status;
+
+use queue::Queue;
 
 type DefinitionKey = (DomainId, DocKind, String);
+
+/// What an instance was compiled from.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Origin {
+    document: Arc<Value>,
+    /// Counts the changes of names that the document uses.
+    names: u64,
+}
+
+/// Why a view is not maintained for now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Pause {
+    /// Its definition says so.
+    Own,
+    /// A data source that it reads is paused.
+    Source(String),
+}
 
 /// A definition and its instances.
 #[derive(Default)]
 struct Definition {
-    document: Value,
+    origin: Origin,
+    /// True if the definition says that it is not to be maintained.
+    paused: bool,
     live: Option<ViewNo>,
     building: Option<ViewNo>,
     /// What takes the place of `live` when the domain turns to another day.
     successor: Option<ViewNo>,
+    pause: Option<Pause>,
     failed: Option<String>,
 }
 
@@ -58,17 +79,48 @@ impl Definition {
     }
 }
 
+/// How far an instance has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Workers do not have it yet.
+    Waiting,
+    /// Workers are filling its table.
+    Building,
+    /// Its table has all rows.
+    Complete,
+    /// Workers have forgotten it; its table stays as it was.
+    Frozen,
+}
+
 struct Installed {
     instance: Arc<Instance>,
-    complete: bool,
+    origin: Origin,
+    phase: Phase,
+    /// Since when its build does not go on, because the definition is paused.
+    held: Option<Instant>,
+    /// When its build began, or would have begun without pauses.
     started: Instant,
-    /// The same on the wall clock, microseconds since 1970 UTC.
+    /// When its build began, microseconds since 1970 UTC.
     started_at: i64,
     done: usize,
     total: usize,
     table: Option<Arc<Table>>,
     /// Where the table is in its domain's published map, once it is there.
     place: Option<usize>,
+}
+
+/// A compiled definition.
+struct Made {
+    logic: Logic,
+    schema: Arc<TableSchema>,
+    day: Option<Day>,
+}
+
+/// Why a definition makes no view.
+enum Unmade {
+    Deactivated,
+    /// Everything that is wrong with it.
+    Invalid(String),
 }
 
 /// A domain's table of errors.
@@ -93,6 +145,7 @@ pub(crate) struct Catalog {
     /// Named expressions and filters of each domain.
     registries: HashMap<DomainId, Registry>,
     instances: HashMap<ViewNo, Installed>,
+    queue: Queue,
     errors: HashMap<DomainId, Errors>,
     last: u32,
     /// Domains of which more has changed than the contents of published tables.
@@ -113,77 +166,12 @@ impl Catalog {
             definitions: BTreeMap::new(),
             registries: HashMap::new(),
             instances: HashMap::new(),
+            queue: Queue::new(config),
             errors: HashMap::new(),
             last: 0,
             dirty: BTreeSet::new(),
             newer: BTreeMap::new(),
             published: HashMap::new(),
-        }
-    }
-
-    /// Today, and the day that successors are built for: the next one, once it is near.
-    const fn today_and_next(&self) -> (Day, Day) {
-        (Day::of(self.now), Day::of(self.now.saturating_add(self.lead)))
-    }
-
-    /// The day that a domain has to turn to, if its rows are of `day`.
-    fn due(&self, day: Day) -> Option<Day> {
-        let (today, next) = self.today_and_next();
-        let due = if day == today { next } else { today };
-        // A clock that is set back a little takes nobody back to yesterday.
-        (day != next).then_some(due)
-    }
-
-    /// Takes in the time. Returns commands that install the successors that are due, and retire those of another day.
-    pub(crate) fn prepare(&mut self, now: i64) -> Vec<Command> {
-        let before = self.today_and_next();
-        self.now = now;
-        let mut commands = Vec::new();
-        if before != self.today_and_next() {
-            self.unsettled = true;
-        } else if !self.unprepared {
-            return commands;
-        }
-        let due: BTreeMap<DomainId, Option<Day>> =
-            self.days.iter().map(|(domain, day)| (domain.clone(), self.due(*day))).collect();
-        let Self { definitions, instances, .. } = &mut *self;
-        let day_of = |no: ViewNo| instances.get(&no).and_then(|installed| installed.instance.day);
-        let mut gone = Vec::new();
-        let mut missing = Vec::new();
-        for (key, definition) in definitions {
-            let due = due.get(&key.0).copied().flatten();
-            gone.extend(definition.successor.take_if(|no| day_of(*no) != due));
-            if let (Some(live), Some(day), None) = (definition.live, due, definition.successor)
-                && turns(instances, live)
-            {
-                missing.push((key.clone(), live, day));
-            }
-        }
-        self.retire(gone, &mut commands);
-        // Aggregate views read the successors of their sources, which are there first.
-        missing.sort_by_key(|(_, live, _)| self.reads(*live).next().is_some());
-        for (key, live, day) in missing {
-            self.succeed(&key, live, day, &mut commands);
-        }
-        self.unprepared = false;
-        commands
-    }
-
-    /// Installs the successor of a live instance.
-    fn succeed(&mut self, key: &DefinitionKey, live: ViewNo, day: Day, commands: &mut Vec<Command>) {
-        let Some(instance) = self.instances.get(&live).map(|installed| Arc::clone(&installed.instance)) else { return };
-        let mut logic = instance.logic.clone();
-        if let Logic::Groups { inputs, .. } = &mut logic {
-            let of_domain = self.definitions.iter().filter(|((domain, ..), _)| *domain == key.0);
-            let successors: HashMap<ViewNo, ViewNo> =
-                of_domain.filter_map(|(_, definition)| Some((definition.live?, definition.successor?))).collect();
-            for (input, _) in inputs {
-                *input = successors.get(input).copied().unwrap_or(*input);
-            }
-        }
-        let no = self.install(&key.0, &key.2, logic, Arc::clone(&instance.schema), Some(day), commands);
-        if let Some(definition) = self.definitions.get_mut(key) {
-            definition.successor = Some(no);
         }
     }
 
@@ -198,31 +186,29 @@ impl Catalog {
         let mut commands = Vec::new();
         for (id, kind) in DOCUMENT_TABLES {
             let logic = Logic::Rows(RowLogic::Documents(kind));
-            let no = self.install(domain, id, logic, Arc::new(documents(kind)), None, &mut commands);
-            let definition = Definition { building: Some(no), ..Definition::default() };
-            self.definitions.insert((domain.clone(), kind, id.to_owned()), definition);
+            let made = Made { logic, schema: Arc::new(documents(kind)), day: None };
+            let key = (domain.clone(), kind, id.to_owned());
+            let no = self.install(&key, made, Origin::default());
+            self.begin(no, &mut commands);
+            self.definitions.insert(key, Definition { building: Some(no), ..Definition::default() });
         }
         commands
     }
 
-    fn install(
-        &mut self,
-        domain: &DomainId,
-        id: &str,
-        logic: Logic,
-        schema: Arc<TableSchema>,
-        day: Option<Day>,
-        commands: &mut Vec<Command>,
-    ) -> ViewNo {
+    /// Adds an instance, whose build has yet to begin.
+    fn install(&mut self, key: &DefinitionKey, made: Made, origin: Origin) -> ViewNo {
+        let (domain, _, id) = key;
+        let Made { logic, schema, day } = made;
         self.last += 1;
         let no = ViewNo(self.last);
         let stamp_column = schema.position(logic.stamp_column());
         let instance =
-            Arc::new(Instance { no, domain: domain.clone(), id: id.to_owned(), logic, schema, stamp_column, day });
-        commands.push(Command::Install(Arc::clone(&instance)));
+            Arc::new(Instance { no, domain: domain.clone(), id: id.clone(), logic, schema, stamp_column, day });
         let installed = Installed {
             instance,
-            complete: false,
+            origin,
+            phase: Phase::Waiting,
+            held: None,
             started: Instant::now(),
             started_at: self.now,
             done: 0,
@@ -234,6 +220,23 @@ impl Catalog {
         self.dirty.insert(domain.clone());
         (self.unprepared, self.unsettled) = (true, true);
         no
+    }
+
+    /// Lets the build of an instance begin, or go on.
+    fn begin(&mut self, no: ViewNo, commands: &mut Vec<Command>) {
+        let Some(installed) = self.instances.get_mut(&no) else { return };
+        self.dirty.insert(installed.instance.domain.clone());
+        match installed.held.take() {
+            Some(since) if installed.phase == Phase::Building => {
+                installed.started += since.elapsed();
+                commands.push(Command::Resume(no));
+            }
+            _ => {
+                installed.phase = Phase::Building;
+                (installed.started, installed.started_at) = (Instant::now(), self.now);
+                commands.push(Command::Install(Arc::clone(&installed.instance)));
+            }
+        }
     }
 
     /// Takes in a definition document; `None` drops the view or the name.
@@ -254,14 +257,13 @@ impl Catalog {
             self.drop_view(&key, &mut commands);
             return commands;
         };
-        self.dirty.insert(domain.clone());
-        let document = serde_json::from_str(text).unwrap_or(Value::Null);
-        self.definitions.entry(key.clone()).or_default().document = document;
-        if kind == DocKind::DataSource {
-            self.build_source(&key, &mut commands)
-        } else {
-            self.build_groups(&key, &mut commands)
-        }
+        let mut document = serde_json::from_str(text).unwrap_or(Value::Null);
+        // What is stored has been checked.
+        let control = Control::take(&mut document).unwrap_or_default();
+        let definition = self.definitions.entry(key.clone()).or_default();
+        definition.origin.document = Arc::new(document);
+        definition.paused = control.paused;
+        self.build(&key, &mut commands);
         commands
     }
 
@@ -293,96 +295,190 @@ impl Catalog {
         });
         let concerned: Vec<DefinitionKey> = concerned.map(|(key, _)| key.clone()).collect();
         for key in concerned {
-            self.dirty.insert(domain.clone());
-            self.build_source(&key, commands);
+            if let Some(definition) = self.definitions.get_mut(&key) {
+                definition.origin.names += 1;
+            }
+            self.build(&key, commands);
         }
     }
 
-    fn build_source(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
-        let (domain, _, id) = key;
-        let Some(document) = self.definitions.get(key).map(|definition| definition.document.clone()) else { return };
-        let named = self.registries.entry(domain.clone()).or_default();
-        let built = match DataSource::compile_in(&document, named) {
-            Ok(source) if source.is_deactivated() => {
-                self.drop_instances(key, "it is deactivated", commands);
-                return;
-            }
-            Ok(source) => {
-                let schema = Arc::new(source.schema().clone());
-                let day = self.days.get(domain).copied().filter(|_| source.reads_clock());
-                let logic = Logic::Rows(RowLogic::Source(Arc::new(source)));
-                Ok(self.install(domain, id, logic, schema, day, commands))
-            }
-            Err(errors) => Err(errors.to_string()),
+    /// Builds what a definition says now, unless it is there already; then, on a data source's new rows, whatever reads it.
+    fn build(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
+        self.dirty.insert(key.0.clone());
+        let Some(definition) = self.definitions.get(key) else { return };
+        let readers = if key.1 == DocKind::DataSource { self.readers(key) } else { Vec::new() };
+        let gone = if definition.paused {
+            // Those who read it stop first.
+            readers.iter().for_each(|reader| self.build(reader, commands));
+            self.pause(key, Pause::Own, commands)
+        } else {
+            let Some(gone) = self.build_own(key, commands) else { return };
+            readers.iter().for_each(|reader| self.build(reader, commands));
+            gone
         };
-        let table = table_id(&document);
-        let before = self.set_building(key, built);
-        // Whatever reads this table is built again on its new rows; what waited for it is tried again.
-        let readers: Vec<DefinitionKey> = self
-            .definitions
-            .iter()
-            .filter(|((of, kind, _), definition)| {
-                of == domain
-                    && *kind == DocKind::AggregateView
-                    && AggregateView::tables_of(&definition.document)
-                        .iter()
-                        .any(|name| Some(name.as_str()) == table.as_deref())
-            })
-            .map(|(key, _)| key.clone())
-            .collect();
-        for reader in readers {
-            self.build_groups(&reader, commands);
-        }
-        self.retire(before, commands);
+        self.retire(gone, commands);
     }
 
-    fn build_groups(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
-        let (domain, _, id) = key;
-        let Some(document) = self.definitions.get(key).map(|definition| definition.document.clone()) else { return };
+    /// Makes the instance that a definition asks for the one being built; returns those that are to be retired when nobody
+    /// reads them any more, or nothing if all are gone, with those who read them.
+    fn build_own(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) -> Option<Vec<ViewNo>> {
+        let origin = self.definitions.get(key)?.origin.clone();
+        if let Some(source) = self.paused_source(key, &origin.document) {
+            return Some(self.pause(key, Pause::Source(source), commands));
+        }
+        let made = match self.make(key, &origin.document) {
+            Ok(made) => made,
+            Err(Unmade::Deactivated) => {
+                self.drop_instances(key, "it is deactivated", commands);
+                return None;
+            }
+            Err(Unmade::Invalid(message)) => {
+                tracing::warn!(domain = %key.0, view = key.2, message, "a view definition cannot be maintained");
+                let definition = self.definitions.get_mut(key)?;
+                (definition.failed, definition.pause) = (Some(message), None);
+                return Some(definition.building.take().into_iter().collect());
+            }
+        };
+        let is_it = |no: &ViewNo| self.is_made_of(*no, &origin, &made);
+        let definition = self.definitions.get(key)?;
+        let (live, building) = (definition.live.filter(is_it), definition.building.filter(is_it));
+        let building = match (live, building) {
+            (Some(_), _) => None,
+            (None, Some(no)) => {
+                self.release(no);
+                Some(no)
+            }
+            (None, None) => {
+                let no = self.install(key, made, origin);
+                self.queue.enter(no);
+                Some(no)
+            }
+        };
+        let definition = self.definitions.get_mut(key)?;
+        (definition.failed, definition.pause) = (None, None);
+        let before = std::mem::replace(&mut definition.building, building);
+        Some(before.into_iter().filter(|before| Some(*before) != building).collect())
+    }
+
+    /// True if an instance is maintained and is what `origin` was made into.
+    fn is_made_of(&self, no: ViewNo, origin: &Origin, made: &Made) -> bool {
+        let read = match &made.logic {
+            Logic::Groups { inputs, .. } => inputs.as_slice(),
+            Logic::Rows(_) => &[],
+        };
+        self.instances.get(&no).is_some_and(|installed| {
+            installed.phase != Phase::Frozen
+                && installed.origin == *origin
+                && installed.instance.day == made.day
+                && self.reads(no).eq(read.iter().map(|(input, _)| *input))
+        })
+    }
+
+    /// Compiles a document.
+    fn make(&mut self, key: &DefinitionKey, document: &Value) -> Result<Made, Unmade> {
+        let (domain, kind, _) = key;
+        if *kind == DocKind::DataSource {
+            let named = self.registries.entry(domain.clone()).or_default();
+            let source =
+                DataSource::compile_in(document, named).map_err(|errors| Unmade::Invalid(errors.to_string()))?;
+            if source.is_deactivated() {
+                return Err(Unmade::Deactivated);
+            }
+            let schema = Arc::new(source.schema().clone());
+            let day = self.days.get(domain).copied().filter(|_| source.reads_clock());
+            return Ok(Made { logic: Logic::Rows(RowLogic::Source(Arc::new(source))), schema, day });
+        }
         let schema_of = |table: &str| {
             let no = self.source(domain, table)?;
             Some(Arc::clone(&self.instances.get(&no)?.instance.schema))
         };
-        let built = match AggregateView::compile(&document, &schema_of) {
-            Ok(view) => {
-                let (view, read) = view.narrowed();
-                let inputs = view.sources.iter().zip(read);
-                let inputs =
-                    inputs.filter_map(|(source, read)| Some((self.source(domain, &source.table)?, read.into())));
-                let inputs: Vec<(ViewNo, Arc<[usize]>)> = inputs.collect();
-                let schema = Arc::clone(&view.schema);
-                let day = inputs.iter().find_map(|(input, _)| self.instances.get(input)?.instance.day);
-                let logic = Logic::Groups { view: Arc::new(view), inputs };
-                Ok(self.install(domain, id, logic, schema, day, commands))
-            }
-            Err(errors) => Err(errors.to_string()),
-        };
-        let before = self.set_building(key, built);
-        self.retire(before, commands);
+        let view = AggregateView::compile(document, &schema_of);
+        let (view, read) = view.map_err(|errors| Unmade::Invalid(errors.to_string()))?.narrowed();
+        let inputs = view.sources.iter().zip(read);
+        let inputs = inputs.filter_map(|(source, read)| Some((self.source(domain, &source.table)?, read.into())));
+        let inputs: Vec<(ViewNo, Arc<[usize]>)> = inputs.collect();
+        let schema = Arc::clone(&view.schema);
+        let day = inputs.iter().find_map(|(input, _)| self.instances.get(input)?.instance.day);
+        Ok(Made { logic: Logic::Groups { view: Arc::new(view), inputs }, schema, day })
     }
 
-    /// Makes a new instance the one being built, and returns the one that was, which is to be retired.
-    fn set_building(&mut self, key: &DefinitionKey, built: Result<ViewNo, String>) -> Option<ViewNo> {
-        let definition = self.definitions.entry(key.clone()).or_default();
-        let (building, failed) = match built {
-            Ok(no) => (Some(no), None),
-            Err(message) => {
-                tracing::warn!(domain = %key.0, view = key.2, message, "a view definition cannot be maintained");
-                (None, Some(message))
+    /// Stops maintaining a view. Its published table stays; a data source's build stays as far as it has come. Returns what is
+    /// to be retired.
+    fn pause(&mut self, key: &DefinitionKey, pause: Pause, commands: &mut Vec<Command>) -> Vec<ViewNo> {
+        let Some(definition) = self.definitions.get_mut(key) else { return Vec::new() };
+        (definition.pause, definition.failed) = (Some(pause), None);
+        let mut gone: Vec<ViewNo> = definition.successor.take().into_iter().collect();
+        if let Some(live) = definition.live
+            && let Some(installed) = self.instances.get_mut(&live)
+            && installed.phase != Phase::Frozen
+        {
+            installed.phase = Phase::Frozen;
+            commands.push(Command::Retire(live));
+        }
+        if let Some(building) = definition.building
+            && let Some(installed) = self.instances.get_mut(&building)
+        {
+            if key.1 == DocKind::DataSource && installed.origin == definition.origin {
+                self.queue.leave(building);
+                if installed.held.is_none() && installed.phase == Phase::Building {
+                    commands.push(Command::Hold(building));
+                }
+                installed.held.get_or_insert_with(Instant::now);
+            } else {
+                definition.building = None;
+                gone.push(building);
             }
+        }
+        (self.unprepared, self.unsettled) = (true, true);
+        gone
+    }
+
+    /// Lets a build that was held wait for its turn again.
+    fn release(&mut self, no: ViewNo) {
+        let Some(installed) = self.instances.get_mut(&no).filter(|installed| installed.held.is_some()) else { return };
+        if installed.phase == Phase::Complete {
+            installed.held = None;
+        } else {
+            self.queue.enter(no);
+        }
+        self.unsettled = true;
+    }
+
+    /// The definitions that read a data source's table, or wait for it.
+    fn readers(&self, key: &DefinitionKey) -> Vec<DefinitionKey> {
+        let Some(table) = self.definitions.get(key).and_then(|definition| table_id(&definition.origin.document)) else {
+            return Vec::new();
         };
-        definition.failed = failed;
-        std::mem::replace(&mut definition.building, building)
+        let reads = |((of, kind, _), definition): &(&DefinitionKey, &Definition)| {
+            *of == key.0
+                && *kind == DocKind::AggregateView
+                && AggregateView::tables_of(&definition.origin.document).contains(&table)
+        };
+        self.definitions.iter().filter(reads).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// The definitions of a domain's data sources with that `table_id`.
+    fn sources(&self, domain: &DomainId, table: &str) -> impl Iterator<Item = &Definition> {
+        let is_it = move |((of, kind, _), definition): &(&DefinitionKey, &Definition)| {
+            of == domain
+                && *kind == DocKind::DataSource
+                && table_id(&definition.origin.document).as_deref() == Some(table)
+        };
+        self.definitions.iter().filter(is_it).map(|(_, definition)| definition)
     }
 
     /// The newest instance of a domain's data source with that `table_id`.
     fn source(&self, domain: &DomainId, table: &str) -> Option<ViewNo> {
-        self.definitions
-            .iter()
-            .filter(|((of, kind, _), definition)| {
-                of == domain && *kind == DocKind::DataSource && table_id(&definition.document).as_deref() == Some(table)
-            })
-            .find_map(|(_, definition)| definition.building.or(definition.live))
+        self.sources(domain, table).find_map(|definition| definition.building.or(definition.live))
+    }
+
+    /// A paused data source that a definition reads.
+    fn paused_source(&self, key: &DefinitionKey, document: &Value) -> Option<String> {
+        if key.1 != DocKind::AggregateView {
+            return None;
+        }
+        let is_paused = |table: &String| self.sources(&key.0, table).any(|definition| definition.paused);
+        AggregateView::tables_of(document).into_iter().find(is_paused)
     }
 
     fn drop_view(&mut self, key: &DefinitionKey, commands: &mut Vec<Command>) {
@@ -395,7 +491,7 @@ impl Catalog {
         let Some(definition) = self.definitions.get_mut(key) else { return };
         let mut gone: BTreeSet<ViewNo> = definition.instances().collect();
         (definition.live, definition.building, definition.successor) = (None, None, None);
-        definition.failed = Some(why.to_owned());
+        (definition.pause, definition.failed) = (None, Some(why.to_owned()));
         self.dirty.insert(key.0.clone());
         let Self { definitions, instances, .. } = &mut *self;
         let mut reading = Vec::new();
@@ -403,6 +499,7 @@ impl Catalog {
             let reads = |no: &ViewNo| inputs(instances, *no).any(|input| gone.contains(&input));
             let (live, building) = (held.live.take_if(|no| reads(no)), held.building.take_if(|no| reads(no)));
             if live.is_some() || building.is_some() {
+                held.pause = None;
                 held.failed = Some(format!("it reads the data source `{}`, which is gone: {why}", key.2));
                 tracing::warn!(domain = %reader.0, view = reader.2, source = key.2, "an aggregate view lost its source");
             }
@@ -418,10 +515,13 @@ impl Catalog {
         let mut gone: Vec<ViewNo> = gone.into_iter().collect();
         gone.sort_by_key(|no| self.reads(*no).next().is_none());
         for no in gone {
+            self.queue.leave(no);
             if let Some(installed) = self.instances.remove(&no) {
                 self.dirty.insert(installed.instance.domain.clone());
                 (self.unprepared, self.unsettled) = (true, true);
-                commands.push(Command::Retire(no));
+                if matches!(installed.phase, Phase::Building | Phase::Complete) {
+                    commands.push(Command::Retire(no));
+                }
             }
         }
     }
@@ -463,7 +563,8 @@ impl Catalog {
         }
         for no in completed {
             if let Some(installed) = self.instances.get_mut(no) {
-                installed.complete = true;
+                installed.phase = Phase::Complete;
+                self.queue.leave(*no);
                 installed.done = installed.total;
                 self.unsettled = true;
                 self.dirty.insert(installed.instance.domain.clone());
@@ -471,27 +572,28 @@ impl Catalog {
         }
     }
 
-    /// Puts finished builds in the place of what they replace; returns commands that publish them and retire the replaced
-    /// ones.
+    /// Puts finished builds in the place of what they replace, and lets others begin; returns commands that publish the
+    /// former, retire what they replaced and install the latter.
     pub(crate) fn swap(&mut self) -> Vec<Command> {
         let mut commands = Vec::new();
         if !std::mem::take(&mut self.unsettled) {
             return commands;
         }
-        let building: BTreeSet<ViewNo> = self.definitions.values().filter_map(|d| d.building).collect();
-        let mut ready: BTreeSet<ViewNo> =
-            building.iter().copied().filter(|no| self.instances.get(no).is_some_and(|i| i.complete)).collect();
+        let going_on = self.definitions.values().filter(|definition| definition.pause.is_none());
+        let building: BTreeSet<ViewNo> = going_on.filter_map(|definition| definition.building).collect();
+        let complete = |no: &ViewNo| self.instances.get(no).is_some_and(|held| held.phase == Phase::Complete);
+        let mut ready: BTreeSet<ViewNo> = building.iter().copied().filter(complete).collect();
         // A source and the aggregate views built on it change together, or neither does.
         loop {
-            let waits = |no: &ViewNo| {
-                let inputs_wait = self.reads(*no).any(|input| building.contains(&input) && !ready.contains(&input));
-                let readers_wait = building
-                    .iter()
-                    .any(|reader| !ready.contains(reader) && self.reads(*reader).any(|input| input == *no));
-                inputs_wait || readers_wait
-            };
-            let Some(waiting) = ready.iter().copied().find(waits) else { break };
-            ready.remove(&waiting);
+            let unready = building.difference(&ready);
+            let apart: BTreeSet<ViewNo> = unready.flat_map(|no| self.reads(*no)).collect();
+            let waits = |input| building.contains(&input) && !ready.contains(&input);
+            let together = |no: &ViewNo| !apart.contains(no) && !self.reads(*no).any(waits);
+            let left: BTreeSet<ViewNo> = ready.iter().copied().filter(together).collect();
+            if left.len() == ready.len() {
+                break;
+            }
+            ready = left;
         }
         let mut gone = BTreeSet::new();
         for definition in self.definitions.values_mut() {
@@ -530,48 +632,18 @@ impl Catalog {
         for domain in due {
             self.turn(&domain, today, &mut commands);
         }
+        self.admit(&mut commands);
         commands
     }
 
-    /// Lets a domain turn to `day`, if all its successors are complete.
-    fn turn(&mut self, domain: &DomainId, day: Day, commands: &mut Vec<Command>) {
-        let Self { definitions, instances, .. } = &mut *self;
-        let complete = |no: ViewNo| {
-            instances.get(&no).is_some_and(|installed| installed.complete && installed.instance.day == Some(day))
-        };
-        let of_domain = || definitions.iter().filter(|((of, ..), _)| of == domain);
-        if of_domain()
-            .any(|(_, held)| held.live.is_some_and(|no| turns(instances, no)) && !held.successor.is_some_and(complete))
-        {
-            return;
+    /// Lets builds begin whose turn it is.
+    fn admit(&mut self, commands: &mut Vec<Command>) {
+        loop {
+            let Self { queue, instances, .. } = &mut *self;
+            let domain = |no| instances.get(&no).map(|installed| &installed.instance.domain);
+            let Some(no) = queue.next(domain, |no| inputs(instances, no)) else { return };
+            self.begin(no, commands);
         }
-        // What is being built was begun for the day that is over.
-        let building = of_domain().filter(|(_, held)| held.building.is_some_and(|no| turns(instances, no)));
-        let again: Vec<DefinitionKey> = building.map(|(key, _)| key.clone()).collect();
-        let mut gone = Vec::new();
-        for definition in definitions.iter_mut().filter(|((of, ..), _)| of == domain).map(|(_, definition)| definition)
-        {
-            if let Some(successor) = definition.successor.take() {
-                commands.push(Command::Publish(successor));
-                gone.extend(definition.live.replace(successor));
-            }
-        }
-        self.days.insert(domain.clone(), day);
-        self.dirty.insert(domain.clone());
-        self.unprepared = true;
-        for key in again {
-            let building = self.definitions.get(&key).and_then(|definition| definition.building);
-            let day_of = |no| self.instances.get(&no).and_then(|installed: &Installed| installed.instance.day);
-            if building.and_then(day_of) == Some(day) {
-                // It was begun again together with its source.
-                continue;
-            }
-            match key.1 {
-                DocKind::DataSource => self.build_source(&key, commands),
-                _ => self.build_groups(&key, commands),
-            }
-        }
-        self.retire(gone, commands);
     }
 
     /// The instances that an instance reads.
@@ -581,7 +653,7 @@ impl Catalog {
 
     /// True while anything is being built.
     pub(crate) fn building(&self) -> bool {
-        self.definitions.values().any(|definition| definition.building.is_some())
+        self.definitions.values().any(|definition| definition.building.is_some() && definition.pause.is_none())
     }
 
     /// Documents that some published view could not evaluate.
@@ -604,32 +676,6 @@ impl Catalog {
         }
         self.published.clone()
     }
-
-    fn domain_tables(&mut self, domain: &DomainId) -> DomainTables {
-        let Self { definitions, instances, errors, .. } = self;
-        let mut tables = NamedTables::default();
-        let mut views = Vec::new();
-        let first = (domain.clone(), DocKind::Form, String::new());
-        for ((of, kind, id), definition) in definitions.range(first..) {
-            if of != domain {
-                break;
-            }
-            let newest = definition.live.or(definition.building).and_then(|no| instances.get(&no));
-            let names = newest.map(|installed| names(&installed.instance)).unwrap_or_default();
-            if let Some(installed) = definition.live.and_then(|no| instances.get_mut(&no)) {
-                installed.place = installed.table.clone().map(|table| tables.add(names.iter().cloned(), table));
-            }
-            if matches!(kind, DocKind::DataSource | DocKind::AggregateView) {
-                let state = state(definition, instances);
-                views.push(ViewStatus { id: id.clone(), kind: kind.name(), tables: names, state });
-            }
-        }
-        // Readers find the table also while nothing has failed.
-        let errors =
-            errors.entry(domain.clone()).or_insert_with(|| Errors { table: Arc::new(no_errors()), place: None });
-        errors.place = Some(tables.add([TableName::new("system", "view_errors")], Arc::clone(&errors.table)));
-        DomainTables { tables, views: views.into() }
-    }
 }
 
 /// The instances that an instance reads.
@@ -641,52 +687,9 @@ fn inputs(instances: &HashMap<ViewNo, Installed>, no: ViewNo) -> impl Iterator<I
     inputs.iter().map(|(input, _)| *input)
 }
 
-/// True if the rows of an instance change with the day; those of an aggregate view that has lost a source stay as they are.
-fn turns(instances: &HashMap<ViewNo, Installed>, no: ViewNo) -> bool {
-    instances.get(&no).is_some_and(|installed| installed.instance.day.is_some())
-        && inputs(instances, no).all(|input| instances.contains_key(&input))
-}
-
-/// How a definition is doing.
-fn state(definition: &Definition, instances: &HashMap<ViewNo, Installed>) -> ViewState {
-    if let Some(message) = &definition.failed {
-        return ViewState::Failed { message: message.clone() };
-    }
-    match definition.building.and_then(|no| instances.get(&no)) {
-        Some(installed) => ViewState::Building(progress(installed)),
-        None => ViewState::Live,
-    }
-}
-
-/// How far a build is.
-fn progress(installed: &Installed) -> Progress {
-    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-    let (done, total) = (count(installed.done), count(installed.total));
-    let millis = installed.started.elapsed().as_millis().max(1);
-    let rate = u64::try_from(u128::from(done) * 1000 / millis).unwrap_or(u64::MAX);
-    let millis_left = (u128::from(total.saturating_sub(done)) * millis).checked_div(done.into());
-    let seconds_left = millis_left.and_then(|millis| u64::try_from(millis.div_ceil(1000)).ok());
-    Progress { done, total, rate, seconds_left, started_at: installed.started_at }
-}
-
 /// `table_id` of a data source document.
 fn table_id(document: &Value) -> Option<String> {
     // A document may come in upstream's static form, with the source itself below `config`.
     let own = document.get("table_id").or_else(|| document.get("config")?.get("table_id"));
     own.and_then(Value::as_str).map(str::to_owned)
-}
-
-/// Every name of an instance's table.
-fn names(instance: &Instance) -> Vec<TableName> {
-    match &instance.logic {
-        Logic::Rows(RowLogic::Source(source)) => {
-            let mut names = vec![TableName::new("ucr", source.readable_name())];
-            if source.table_name() != source.readable_name() {
-                names.push(TableName::new("ucr", source.table_name()));
-            }
-            names
-        }
-        Logic::Rows(RowLogic::Documents(_)) => vec![TableName::new("system", &instance.id)],
-        Logic::Groups { .. } => vec![TableName::new("views", &instance.id)],
-    }
 }

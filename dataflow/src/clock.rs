@@ -62,7 +62,8 @@ pub(crate) struct TickClock<R> {
     frontier: Frontier,
     stamp: i64,
     scanned: bool,
-    walk: usize,
+    /// Documents or rows walked per tick.
+    pub(crate) walk: usize,
     /// True while something is walked for views being built, or to take back what they were given.
     pub(crate) walking: bool,
     last_live: Instant,

@@ -123,6 +123,10 @@ pub(crate) enum Command {
     Install(Arc<Instance>),
     /// Forget an instance and its table.
     Retire(ViewNo),
+    /// Stop walking documents for an instance; it follows live changes all the same.
+    Hold(ViewNo),
+    /// Go on walking.
+    Resume(ViewNo),
     /// The table of an instance is published from this tick on.
     Publish(ViewNo),
 }

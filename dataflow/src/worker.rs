@@ -14,7 +14,7 @@
 
 use std::{
     cell::{Cell as StdCell, RefCell},
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
     sync::Arc,
 };
@@ -161,6 +161,8 @@ pub(crate) struct Engine {
     nudges: Handle<()>,
     probe: ProbeHandle<u64>,
     walks: VecDeque<Walk>,
+    /// Views whose documents are not walked for now.
+    held: BTreeSet<ViewNo>,
     /// Indexes by table, key columns and columns read.
     indexes: HashMap<IndexKey, IndexNo>,
     next_index: u32,
@@ -201,6 +203,7 @@ impl Engine {
             nudges,
             probe,
             walks: VecDeque::new(),
+            held: BTreeSet::new(),
             indexes: HashMap::new(),
             next_index: 0,
             progress: BTreeMap::new(),
@@ -235,7 +238,7 @@ impl Engine {
             published: self.state.tables.borrow_mut().publish(),
             progress: self.progress.iter().map(|(view, (done, total))| (*view, *done, *total)).collect(),
             completed: ended,
-            walking: !self.walks.is_empty(),
+            walking: self.next_walk().is_some(),
             walked,
             failed: self.state.failed.borrow_mut().take(),
         }
@@ -253,6 +256,8 @@ impl Engine {
         match command {
             Command::Install(instance) => self.install(instance),
             Command::Retire(no) => self.retire(*no, tick),
+            Command::Hold(no) => drop(self.held.insert(*no)),
+            Command::Resume(no) => drop(self.held.remove(no)),
             Command::Publish(no) => {
                 if let Err(error) = self.state.tables.borrow_mut().reveal(*no, tick) {
                     self.state.failed.borrow_mut().get_or_insert(error);
@@ -323,6 +328,7 @@ impl Engine {
     fn retire(&mut self, no: ViewNo, tick: Tick) {
         self.walks.retain(|walk| !matches!(walk, Walk::Documents { view, .. } if *view == no));
         self.progress.remove(&no);
+        self.held.remove(&no);
         self.state.evaluator.borrow_mut().retire(no);
         let indexes = self.state.aggregates.borrow_mut().retire(no);
         let mut tables = self.state.tables.borrow_mut();
@@ -355,11 +361,19 @@ impl Engine {
         self.progress.insert(no, (total - left, total));
     }
 
+    /// Place of the walk that goes on next. Rows are walked for held views too: others may read the same index.
+    fn next_walk(&self) -> Option<usize> {
+        let is_held = |walk: &Walk| matches!(walk, Walk::Documents { view, .. } if self.held.contains(view));
+        self.walks.iter().position(|walk| !is_held(walk))
+    }
+
     /// Walks up to `budget` documents or rows; returns how many, and the views whose walks ended.
     fn walk(&mut self, budget: usize) -> (usize, Vec<ViewNo>) {
         let mut left = budget;
         let mut ended = Vec::new();
-        while let Some(walk) = self.walks.front_mut() {
+        while let Some(place) = self.next_walk()
+            && let Some(walk) = self.walks.get_mut(place)
+        {
             if matches!(walk, Walk::Forget { .. }) && !self.state.row_walks.borrow().is_empty() {
                 break;
             }
@@ -391,7 +405,7 @@ impl Engine {
                 self.count_progress(view);
                 break;
             }
-            if let Some(Walk::Forget { view, indexes }) = self.walks.pop_front() {
+            if let Some(Walk::Forget { view, indexes }) = self.walks.remove(place) {
                 self.state.aggregates.borrow_mut().forget(view, &indexes);
             }
             self.count_progress(view);

@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use schemas::{
     change::DocKind,
+    definition::Control,
     error::{Classify, ErrorClass},
     id::{DocId, DomainId, ViewName},
     position::Position,
@@ -15,7 +16,7 @@ use schemas::{
 };
 use serde_json::{Map, Value};
 use tokio_postgres::types::Type;
-use udf::{DataSource, NameKind, SpecErrors, aggregate_view::AggregateView};
+use udf::{DataSource, NameKind, SpecErrors, SpecProblem, aggregate_view::AggregateView};
 
 use crate::{
     Ingest,
@@ -168,7 +169,11 @@ impl Ingest {
         kind: DocKind,
         document: &Map<String, Value>,
     ) -> Result<(), DefinitionError> {
-        let document = Value::Object(document.clone());
+        let mut document = Value::Object(document.clone());
+        Control::take(&mut document).map_err(|error| {
+            let pointer = format!("/{}", error.key);
+            SpecErrors::from(vec![SpecProblem { pointer, message: error.to_string() }])
+        })?;
         let names = self.registry(domain).await?;
         if kind == DocKind::DataSource {
             DataSource::compile_in(&document, &names)?;

@@ -78,6 +78,9 @@ impl Scope {
         let view =
             self.tables.views.iter().find(|view| view.tables.iter().any(named) || view.id == reference.table())?;
         Some(match &view.state {
+            ViewState::Waiting => "it will be built when others are complete".to_owned(),
+            ViewState::Paused { source: None } => "it is paused; put its definition without `paused`".to_owned(),
+            ViewState::Paused { source: Some(source) } => format!("it reads `{source}`, which is paused"),
             ViewState::Building(Progress { done, total, .. }) => {
                 format!("it is being built, {done} of {total} documents so far")
             }

@@ -8,6 +8,7 @@
 
 pub mod change;
 pub mod credentials;
+pub mod definition;
 pub mod doc;
 pub mod error;
 pub mod id;

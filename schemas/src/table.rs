@@ -176,10 +176,18 @@ fn instant<S: serde::Serializer>(micros: &i64, serializer: S) -> Result<S::Ok, S
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum ViewState {
+    /// Its build begins when others are complete.
+    Waiting,
     /// Rows are being computed beside the published version.
     Building(Progress),
     /// The published table is this definition's.
     Live,
+    /// Its last table stays as it is until the definition says otherwise.
+    Paused {
+        /// The data source that is paused, if the view itself is not.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
+    },
     /// The definition cannot be maintained; what to do is in the message.
     Failed {
         /// The reason.
@@ -199,6 +207,9 @@ pub struct ViewStatus {
     /// Progress.
     #[serde(flatten)]
     pub state: ViewState,
+    /// The definition of the published table, if there is one.
+    #[serde(skip)]
+    pub published: Option<Arc<serde_json::Value>>,
 }
 
 /// The tables of a domain by every name they have; real names and aliases share a table.

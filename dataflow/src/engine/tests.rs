@@ -22,6 +22,7 @@ use udf::{DataSource, NameKind, Registry, Related, Relation, aggregate_view::Agg
 use super::*;
 use crate::table::walk;
 
+mod builds;
 mod days;
 mod driven;
 

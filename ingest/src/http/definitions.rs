@@ -5,13 +5,15 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use bytes::Bytes;
 use schemas::{
     change::DocKind,
     id::{DomainId, ViewName},
     port::Permission,
+    position::Position,
+    table::{ViewState, ViewStatus},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -24,7 +26,9 @@ pub(super) fn routes(router: Router<HttpState>) -> Router<HttpState> {
     let router = both(router, "/a/{domain}/ucr/data-sources", get(list_sources));
     let router =
         both(router, "/a/{domain}/ucr/data-sources/{id}", get(get_source).put(put_source).delete(delete_source));
+    let router = both(router, "/a/{domain}/ucr/data-sources/{id}/cancel", post(cancel_source));
     let router = both(router, "/a/{domain}/views", get(list_views));
+    let router = both(router, "/a/{domain}/views/{id}/cancel", post(cancel_view));
     both(router, "/a/{domain}/views/{id}", get(get_view).put(put_view).delete(delete_view))
 }
 
@@ -71,25 +75,57 @@ async fn delete_view(state: State<HttpState>, target: Path<Target>, asked: Asked
     write(&state, DocKind::AggregateView, &target, &asked, None).await
 }
 
+async fn cancel_source(state: State<HttpState>, target: Path<Target>, asked: Asked) -> Response {
+    cancel(&state, DocKind::DataSource, &target, &asked).await
+}
+
+async fn cancel_view(state: State<HttpState>, target: Path<Target>, asked: Asked) -> Response {
+    cancel(&state, DocKind::AggregateView, &target, &asked).await
+}
+
+/// Gives a build up: puts the definition of the published table again.
+async fn cancel(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked) -> Response {
+    let domain = match caller::authorized(state, &target.domain, asked, Permission::EditReports).await {
+        Ok((domain, _, _)) => domain,
+        Err(response) => return response,
+    };
+    let status = status(state, &domain, kind, &target.id);
+    let published = match status {
+        None => return refusal::message(StatusCode::NOT_FOUND, "no view with this id is known to this process"),
+        Some(ViewStatus { state: ViewState::Building(_) | ViewState::Waiting, published, .. }) => published,
+        Some(_) => return refusal::message(StatusCode::CONFLICT, "nothing is being built under this id"),
+    };
+    let Some(published) = published else {
+        let message = "this is the first definition under this id; delete it to give its build up";
+        return refusal::message(StatusCode::CONFLICT, message);
+    };
+    put(state, &domain, kind, target, Value::clone(&published)).await
+}
+
 /// Puts `body`, or deletes without one.
 async fn write(state: &HttpState, kind: DocKind, target: &Target, asked: &Asked, body: Option<&Bytes>) -> Response {
     let domain = match caller::authorized(state, &target.domain, asked, Permission::EditReports).await {
         Ok((domain, _, _)) => domain,
         Err(response) => return response,
     };
-    let id = match ViewName::new(&target.id) {
-        Ok(id) => id,
-        Err(error) => return refusal::message(StatusCode::BAD_REQUEST, &error.to_string()),
-    };
-    let result = match body {
-        None => state.ingest.delete_definition(&domain, kind, &id).await,
-        Some(body) => match serde_json::from_slice::<Value>(body) {
-            Ok(json) => state.ingest.put_definition(&domain, kind, &id, json).await,
-            Err(error) => {
-                return refusal::message(StatusCode::BAD_REQUEST, &format!("the body is not JSON: {error}"));
-            }
+    match body.map(|body| serde_json::from_slice::<Value>(body)) {
+        Some(Ok(json)) => put(state, &domain, kind, target, json).await,
+        Some(Err(error)) => refusal::message(StatusCode::BAD_REQUEST, &format!("the body is not JSON: {error}")),
+        None => match ViewName::new(&target.id) {
+            Ok(id) => written(&id, state.ingest.delete_definition(&domain, kind, &id).await),
+            Err(error) => refusal::message(StatusCode::BAD_REQUEST, &error.to_string()),
         },
-    };
+    }
+}
+
+async fn put(state: &HttpState, domain: &DomainId, kind: DocKind, target: &Target, json: Value) -> Response {
+    match ViewName::new(&target.id) {
+        Ok(id) => written(&id, state.ingest.put_definition(domain, kind, &id, json).await),
+        Err(error) => refusal::message(StatusCode::BAD_REQUEST, &error.to_string()),
+    }
+}
+
+fn written(id: &ViewName, result: Result<Position, DefinitionError>) -> Response {
     match result {
         Ok(position) => with_position(Json(json!({"id": id, "position": position})).into_response(), position),
         Err(error) => refused(&error),
@@ -105,11 +141,14 @@ pub(super) fn refused(error: &DefinitionError) -> Response {
     (StatusCode::BAD_REQUEST, Json(body)).into_response()
 }
 
+fn status(state: &HttpState, domain: &DomainId, kind: DocKind, id: &str) -> Option<ViewStatus> {
+    let snapshot = state.views.snapshot();
+    snapshot.domains.get(domain)?.views.iter().find(|view| view.id == id && view.kind == kind.name()).cloned()
+}
+
 /// A definition with how its table is doing; `status` is null until the dataflow has seen it.
 fn shown(state: &HttpState, domain: &DomainId, kind: DocKind, definition: &Definition) -> Value {
-    let snapshot = state.views.snapshot();
-    let views = snapshot.domains.get(domain).map(|tables| &*tables.views).unwrap_or_default();
-    let status = views.iter().find(|view| view.id == definition.id && view.kind == kind.name());
+    let status = status(state, domain, kind, &definition.id);
     json!({"id": definition.id, "definition": definition.document, "status": status})
 }
 

@@ -105,7 +105,9 @@ fn views(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
             "state",
             views().map(|view| {
                 Some(match view.state {
-                    ViewState::Building { .. } => "building",
+                    ViewState::Waiting => "waiting",
+                    ViewState::Building(_) => "building",
+                    ViewState::Paused { .. } => "paused",
                     ViewState::Live => "live",
                     ViewState::Failed { .. } => "failed",
                 })
@@ -119,7 +121,8 @@ fn views(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
         .texts(
             "message",
             views().map(|view| match &view.state {
-                ViewState::Failed { message } => Some(message),
+                ViewState::Failed { message } => Some(message.clone()),
+                ViewState::Paused { source: Some(source) } => Some(format!("it reads `{source}`, which is paused")),
                 _ => None,
             }),
         )

@@ -144,6 +144,10 @@ async fn names_are_found_along_the_search_path() {
         ["bad|failed|||no such column|", "slow|building|5|10||", "visits|live||||5"]
     );
     assert_eq!(
+        sql.rows("select rate, seconds_left, started_at from views where state = 'building'").await,
+        ["2|3|1970-01-01T00:00:01"]
+    );
+    assert_eq!(
         sql.rows("select tick, complete_through, view_errors, stalled from snapshot").await,
         ["41|m1.0-0.41|3|true"]
     );

@@ -199,7 +199,7 @@ fn through_a_year_every_day_begins_at_midnight() {
 fn a_walk_that_goes_on_over_midnight_shows_yesterday_until_it_is_complete() {
     drive(DataflowConfig::default(), midnight(0), look, |driven| {
         driven.commit(definitions());
-        driven.commit(families(3000));
+        driven.commit(families(700));
         driven.settle();
         driven.set(midnight(1) - MINUTE);
         driven.idle();
@@ -207,7 +207,7 @@ fn a_walk_that_goes_on_over_midnight_shows_yesterday_until_it_is_complete() {
         driven.set(midnight(1));
         let mut late = 0;
         while day_of(&driven.snapshot()) == Some(BORN) {
-            driven.commit(vec![child(late % 3000, 2, BORN - 9), child(3000 + late, 3, BORN - 9), worker(late)]);
+            driven.commit(vec![child(late % 700, 2, BORN - 9), child(700 + late, 3, BORN - 9), worker(late)]);
             late += 1;
         }
         assert!(late > 2, "it took {late} steps");
@@ -218,7 +218,7 @@ fn a_walk_that_goes_on_over_midnight_shows_yesterday_until_it_is_complete() {
 #[test]
 fn views_put_shortly_before_midnight_turn_with_the_rest() {
     drive(DataflowConfig::default(), midnight(1) - MINUTE, look, |driven| {
-        driven.commit(families(3000));
+        driven.commit(families(700));
         driven.commit(definitions());
         assert!(driven.walking());
         driven.settle();
@@ -266,6 +266,41 @@ fn an_aggregate_view_that_lost_its_source_keeps_its_rows_and_the_day_changes_wit
             driven.settle();
             look(&driven.snapshot());
             compare_today(driven);
+        },
+    );
+}
+
+#[test]
+fn what_is_paused_over_midnight_keeps_its_rows_and_is_begun_again_when_it_is_resumed() {
+    drive(
+        DataflowConfig::default(),
+        midnight(1) - MINUTE,
+        |_| (),
+        |driven| {
+            driven.commit(families(700));
+            driven.commit(definitions());
+            driven.idle();
+            let mut paused = ages(false);
+            paused["paused"] = json!(true);
+            let put = |body: &Value| vec![(DocKind::DataSource, "ages".to_owned(), Some(body.clone()))];
+            driven.commit(put(&paused));
+            driven.settle();
+            driven.set(midnight(1));
+            driven.settle();
+            driven.commit(put(&ages(false)));
+            driven.settle();
+            look(&driven.snapshot());
+            compare_today(driven);
+            driven.commit(put(&paused));
+            let kept = DATED.map(|(schema, name)| content(table(&driven.snapshot(), schema, name).unwrap()));
+            driven.set(midnight(2) - MINUTE);
+            driven.settle();
+            driven.set(midnight(2));
+            driven.settle();
+            for ((schema, name), kept) in DATED.iter().zip(kept) {
+                let is_kept = content(table(&driven.snapshot(), schema, name).unwrap()) == kept;
+                assert_eq!(is_kept, *name != "shifts", "{name}");
+            }
         },
     );
 }

@@ -3,6 +3,9 @@
 use super::*;
 use crate::{clock::TickClock, worker::Report};
 
+/// Documents or rows walked per step.
+const SLICE: usize = 64;
+
 type RunTick<'w> = Box<dyn FnMut(TickBatch) -> Result<Report, DataflowError> + 'w>;
 
 /// An engine, what has been committed so far, and the time.
@@ -52,6 +55,8 @@ impl Driven<'_> {
     }
 
     fn step(&mut self, event: Event) {
+        // Slices of one size, whatever the machine's speed.
+        self.clock.walk = SLICE;
         self.clock.step(Some(event), &mut self.events.1).unwrap();
         (self.look)(&self.publisher.snapshot());
     }

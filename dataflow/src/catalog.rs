@@ -65,17 +65,22 @@ struct Definition {
     origin: Origin,
     /// True if the definition says that it is not to be maintained.
     paused: bool,
+    /// Another document, to be built beside and compared.
+    proposed: Option<Arc<Value>>,
     live: Option<ViewNo>,
     building: Option<ViewNo>,
     /// What takes the place of `live` when the domain turns to another day.
     successor: Option<ViewNo>,
+    /// Of `proposed`.
+    preview: Option<ViewNo>,
     pause: Option<Pause>,
     failed: Option<String>,
+    preview_failed: Option<String>,
 }
 
 impl Definition {
     fn instances(&self) -> impl Iterator<Item = ViewNo> {
-        self.live.into_iter().chain(self.building).chain(self.successor)
+        self.live.into_iter().chain(self.building).chain(self.successor).chain(self.preview)
     }
 }
 
@@ -263,6 +268,7 @@ impl Catalog {
         let definition = self.definitions.entry(key.clone()).or_default();
         definition.origin.document = Arc::new(document);
         definition.paused = control.paused;
+        definition.proposed = control.preview.map(Arc::new);
         self.build(&key, &mut commands);
         commands
     }
@@ -291,7 +297,9 @@ impl Catalog {
         };
         let concerned = self.definitions.iter().filter(|((of, kind, _), definition)| {
             let newest = definition.building.or(definition.live);
-            of == domain && *kind == DocKind::DataSource && (definition.failed.is_some() || newest.is_some_and(uses))
+            let failed = definition.failed.is_some() || definition.preview_failed.is_some();
+            let uses = newest.is_some_and(uses) || definition.preview.is_some_and(uses);
+            of == domain && *kind == DocKind::DataSource && (failed || uses)
         });
         let concerned: Vec<DefinitionKey> = concerned.map(|(key, _)| key.clone()).collect();
         for key in concerned {
@@ -310,9 +318,12 @@ impl Catalog {
         let gone = if definition.paused {
             // Those who read it stop first.
             readers.iter().for_each(|reader| self.build(reader, commands));
-            self.pause(key, Pause::Own, commands)
+            let mut gone = self.pause(key, Pause::Own, commands);
+            gone.extend(self.build_preview(key));
+            gone
         } else {
-            let Some(gone) = self.build_own(key, commands) else { return };
+            let Some(mut gone) = self.build_own(key, commands) else { return };
+            gone.extend(self.build_preview(key));
             readers.iter().for_each(|reader| self.build(reader, commands));
             gone
         };
@@ -342,13 +353,20 @@ impl Catalog {
         let is_it = |no: &ViewNo| self.is_made_of(*no, &origin, &made);
         let definition = self.definitions.get(key)?;
         let (live, building) = (definition.live.filter(is_it), definition.building.filter(is_it));
-        let building = match (live, building) {
-            (Some(_), _) => None,
-            (None, Some(no)) => {
+        let previewed = definition.preview.filter(is_it);
+        let building = match (live, building, previewed) {
+            (Some(_), ..) => None,
+            (None, Some(no), _) => {
                 self.release(no);
                 Some(no)
             }
-            (None, None) => {
+            (None, None, Some(no)) => {
+                // What was a preview is wanted now, and need not be built again.
+                self.definitions.get_mut(key)?.preview = None;
+                self.unsettled = true;
+                Some(no)
+            }
+            (None, None, None) => {
                 let no = self.install(key, made, origin);
                 self.queue.enter(no);
                 Some(no)
@@ -358,6 +376,36 @@ impl Catalog {
         (definition.failed, definition.pause) = (None, None);
         let before = std::mem::replace(&mut definition.building, building);
         Some(before.into_iter().filter(|before| Some(*before) != building).collect())
+    }
+
+    /// Makes the instance of the document that a definition proposes the preview; returns the one that is to be retired.
+    fn build_preview(&mut self, key: &DefinitionKey) -> Option<ViewNo> {
+        let definition = self.definitions.get(key)?;
+        let names = definition.origin.names;
+        let origin = definition.proposed.clone().map(|document| Origin { document, names });
+        let made = origin.as_ref().map(|origin| match self.paused_source(key, &origin.document) {
+            Some(source) => Err(format!("it reads `{source}`, which is paused")),
+            None => self.make(key, &origin.document).map_err(|unmade| match unmade {
+                Unmade::Deactivated => "it is deactivated".to_owned(),
+                Unmade::Invalid(message) => message,
+            }),
+        });
+        let (preview, failed) = match (origin, made) {
+            (Some(origin), Some(Ok(made))) => {
+                let there = self.definitions.get(key)?.preview.filter(|no| self.is_made_of(*no, &origin, &made));
+                let no = there.unwrap_or_else(|| {
+                    let no = self.install(key, made, origin);
+                    self.queue.enter(no);
+                    no
+                });
+                (Some(no), None)
+            }
+            (_, Some(Err(message))) => (None, Some(message)),
+            (_, None) | (None, _) => (None, None),
+        };
+        let definition = self.definitions.get_mut(key)?;
+        definition.preview_failed = failed;
+        std::mem::replace(&mut definition.preview, preview).filter(|before| Some(*before) != preview)
     }
 
     /// True if an instance is maintained and is what `origin` was made into.
@@ -452,7 +500,10 @@ impl Catalog {
         let reads = |((of, kind, _), definition): &(&DefinitionKey, &Definition)| {
             *of == key.0
                 && *kind == DocKind::AggregateView
-                && AggregateView::tables_of(&definition.origin.document).contains(&table)
+                && [Some(&definition.origin.document), definition.proposed.as_ref()]
+                    .into_iter()
+                    .flatten()
+                    .any(|document| AggregateView::tables_of(document).contains(&table))
         };
         self.definitions.iter().filter(reads).map(|(key, _)| key.clone()).collect()
     }
@@ -490,7 +541,7 @@ impl Catalog {
     fn drop_instances(&mut self, key: &DefinitionKey, why: &str, commands: &mut Vec<Command>) {
         let Some(definition) = self.definitions.get_mut(key) else { return };
         let mut gone: BTreeSet<ViewNo> = definition.instances().collect();
-        (definition.live, definition.building, definition.successor) = (None, None, None);
+        (definition.live, definition.building, definition.successor, definition.preview) = (None, None, None, None);
         (definition.pause, definition.failed) = (None, Some(why.to_owned()));
         self.dirty.insert(key.0.clone());
         let Self { definitions, instances, .. } = &mut *self;
@@ -504,7 +555,11 @@ impl Catalog {
                 tracing::warn!(domain = %reader.0, view = reader.2, source = key.2, "an aggregate view lost its source");
             }
             let successor = held.successor.take_if(|no| live.is_some() || reads(no));
-            reading.extend(live.into_iter().chain(building).chain(successor));
+            let preview = held.preview.take_if(|no| reads(no));
+            if preview.is_some() {
+                held.preview_failed = Some(format!("it reads the data source `{}`, which is gone: {why}", key.2));
+            }
+            reading.extend([live, building, successor, preview].into_iter().flatten());
         }
         gone.extend(reading);
         self.retire(gone, commands);

@@ -16,7 +16,7 @@ use datafusion::{
 use futures::FutureExt;
 use schemas::{
     id::DomainId,
-    table::{DomainTables, Progress, Snapshot, TableName, ViewState},
+    table::{DomainTables, PREVIEW_SCHEMAS, Progress, Snapshot, TableName, ViewState},
 };
 
 use crate::{closest::closest, error::QueryError, table::LiveTable};
@@ -128,10 +128,11 @@ impl Scope {
     }
 }
 
-/// Documents that some table of a domain could not evaluate; a table with several names counts once.
+/// Documents that some table of a domain could not evaluate; a table with several names counts once, a preview does not.
 pub(crate) fn view_errors(tables: &DomainTables) -> usize {
     let mut seen = hashbrown::HashSet::new();
-    let failed = tables.tables.iter().map(|(_, table)| table).filter(|table| table.errors > 0);
+    let published = tables.tables.iter().filter(|(name, _)| !PREVIEW_SCHEMAS.contains(&&*name.schema));
+    let failed = published.map(|(_, table)| table).filter(|table| table.errors > 0);
     failed.filter(|table| seen.insert(Arc::as_ptr(table))).map(|table| table.errors).sum()
 }
 

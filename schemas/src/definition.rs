@@ -1,4 +1,4 @@
-//! What a stored definition says besides what the view is: whether it is maintained.
+//! What a stored definition says besides what the view is: whether it is maintained, and what may come in its place.
 
 use serde_json::Value;
 
@@ -7,6 +7,8 @@ use serde_json::Value;
 pub struct Control {
     /// `"paused": true`: the last table stays, and is not maintained.
     pub paused: bool,
+    /// `"preview": {…}`: another definition, to be built beside and compared.
+    pub preview: Option<Value>,
 }
 
 /// A key that does not hold what it should.
@@ -31,7 +33,12 @@ impl Control {
             Some(Value::Bool(paused)) => paused,
             Some(_) => return Err(ControlError { key: "paused", expected: "true or false" }),
         };
-        Ok(Self { paused })
+        let preview = match key("preview") {
+            None | Some(Value::Null) => None,
+            Some(preview @ Value::Object(_)) => Some(preview),
+            Some(_) => return Err(ControlError { key: "preview", expected: "a definition" }),
+        };
+        Ok(Self { paused, preview })
     }
 }
 
@@ -43,8 +50,9 @@ mod tests {
 
     #[test]
     fn what_is_left_says_what_the_view_is() {
-        let mut document = json!({"table_id": "visits", "paused": true});
-        assert_eq!(Control::take(&mut document), Ok(Control { paused: true }));
+        let mut document = json!({"table_id": "visits", "paused": true, "preview": {"table_id": "visits"}});
+        let preview = Some(json!({"table_id": "visits"}));
+        assert_eq!(Control::take(&mut document), Ok(Control { paused: true, preview }));
         assert_eq!(document, json!({"table_id": "visits"}));
         assert_eq!(Control::take(&mut document), Ok(Control::default()));
         let error = Control::take(&mut json!({"paused": "yes"})).unwrap_err();

@@ -195,6 +195,29 @@ pub enum ViewState {
     },
 }
 
+/// How the build of a preview is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum PreviewState {
+    /// It begins when others are complete.
+    Waiting,
+    /// Rows are being computed.
+    Building(Progress),
+    /// All rows are there, and follow every change.
+    Complete {
+        /// Where they are read.
+        table: TableName,
+    },
+    /// The definition cannot be maintained.
+    Failed {
+        /// The reason.
+        message: String,
+    },
+}
+
+/// Schemas of previews: of data sources, and of aggregate views.
+pub const PREVIEW_SCHEMAS: [&str; 2] = ["ucr_preview", "views_preview"];
+
 /// One installed view and how it is doing.
 #[derive(Clone, Debug, Serialize)]
 pub struct ViewStatus {
@@ -207,6 +230,9 @@ pub struct ViewStatus {
     /// Progress.
     #[serde(flatten)]
     pub state: ViewState,
+    /// Another definition that is built to be compared, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preview: Option<PreviewState>,
     /// The definition of the published table, if there is one.
     #[serde(skip)]
     pub published: Option<Arc<serde_json::Value>>,
@@ -272,6 +298,15 @@ pub struct DomainTables {
     pub tables: NamedTables,
     /// Installed views.
     pub views: Arc<[ViewStatus]>,
+}
+
+impl DomainTables {
+    /// The published table of a view, and that of its preview when all rows are there.
+    #[must_use]
+    pub fn previewed(&self, view: &ViewStatus) -> Option<(&Arc<Table>, &Arc<Table>)> {
+        let Some(PreviewState::Complete { table }) = &view.preview else { return None };
+        Some((view.tables.iter().find_map(|name| self.tables.get(name))?, self.tables.get(table)?))
+    }
 }
 
 /// A consistent state of all tables: exactly the records up to `complete_through` are in it.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use hashbrown::HashMap;
 use schemas::id::DomainId;
 
-use super::{Catalog, DefinitionKey, Installed, Made, Phase, inputs};
+use super::{Catalog, Definition, DefinitionKey, Installed, Made, Phase, inputs};
 use crate::view::{Command, Day, Logic, ViewNo};
 
 impl Catalog {
@@ -93,7 +93,8 @@ impl Catalog {
             return;
         }
         // What is being built was begun for the day that is over.
-        let building = of_domain().filter(|(_, held)| held.building.is_some_and(|no| turns(instances, no)));
+        let begun = |held: &Definition| [held.building, held.preview].into_iter().flatten();
+        let building = of_domain().filter(|(_, held)| begun(held).any(|no| turns(instances, no)));
         let again: Vec<DefinitionKey> = building.map(|(key, _)| key.clone()).collect();
         let mut gone = Vec::new();
         for definition in definitions.iter_mut().filter(|((of, ..), _)| of == domain).map(|(_, definition)| definition)

@@ -6,7 +6,9 @@ use hashbrown::HashMap;
 use schemas::{
     change::DocKind,
     id::DomainId,
-    table::{DomainTables, NamedTables, Progress, Table, TableName, ViewState, ViewStatus},
+    table::{
+        DomainTables, NamedTables, PREVIEW_SCHEMAS, PreviewState, Progress, Table, TableName, ViewState, ViewStatus,
+    },
 };
 
 use super::{Catalog, Definition, Errors, Installed, Pause, Phase};
@@ -44,7 +46,13 @@ impl Catalog {
                 let state = state(definition, instances);
                 let live = definition.live.and_then(|no| instances.get(&no));
                 let published = live.map(|installed| Arc::clone(&installed.origin.document));
-                views.push(ViewStatus { id: id.clone(), kind: kind.name(), tables: names, state, published });
+                let preview = preview_state(definition, *kind, id, instances);
+                if let Some(PreviewState::Complete { table: name }) = &preview
+                    && let Some(installed) = definition.preview.and_then(|no| instances.get_mut(&no))
+                {
+                    installed.place = installed.table.clone().map(|table| tables.add([name.clone()], table));
+                }
+                views.push(ViewStatus { id: id.clone(), kind: kind.name(), tables: names, state, preview, published });
             }
         }
         // Readers find the table also while nothing has failed.
@@ -70,6 +78,28 @@ fn state(definition: &Definition, instances: &HashMap<ViewNo, Installed>) -> Vie
         Some(installed) => ViewState::Building(progress(installed)),
         None => ViewState::Live,
     }
+}
+
+/// How a definition's preview is doing.
+fn preview_state(
+    definition: &Definition,
+    kind: DocKind,
+    id: &str,
+    instances: &HashMap<ViewNo, Installed>,
+) -> Option<PreviewState> {
+    if let Some(message) = &definition.preview_failed {
+        return Some(PreviewState::Failed { message: message.clone() });
+    }
+    let installed = instances.get(&definition.preview?)?;
+    Some(match installed.phase {
+        Phase::Waiting => PreviewState::Waiting,
+        Phase::Building => PreviewState::Building(progress(installed)),
+        Phase::Complete | Phase::Frozen => {
+            let [of_sources, of_views] = PREVIEW_SCHEMAS;
+            let schema = if kind == DocKind::DataSource { of_sources } else { of_views };
+            PreviewState::Complete { table: TableName::new(schema, id) }
+        }
+    })
 }
 
 /// How far a build is.

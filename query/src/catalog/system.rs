@@ -12,11 +12,15 @@ use schemas::table::{Table, ViewState, ViewStatus};
 
 use super::Scope;
 
+mod previews;
+
+use previews::Previews;
+
 /// Where they are.
 pub(super) const SCHEMA: &str = "system";
 
 /// What they are called.
-pub(super) const NAMES: [&str; 3] = ["snapshot", "tables", "views"];
+pub(super) const NAMES: [&str; 4] = ["snapshot", "tables", "view_previews", "views"];
 
 /// Makes one of them, unless the snapshot has a table of that name.
 pub(super) fn table(scope: &Scope, schema: &str, name: &str) -> Option<Arc<dyn TableProvider>> {
@@ -27,6 +31,7 @@ pub(super) fn table(scope: &Scope, schema: &str, name: &str) -> Option<Arc<dyn T
         "snapshot" => snapshot(scope),
         "views" => views(scope),
         "tables" => tables(scope),
+        "view_previews" => return Some(Arc::new(Previews::new(&scope.tables))),
         _ => return None,
     };
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).ok()?;

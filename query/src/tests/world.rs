@@ -369,6 +369,7 @@ pub(super) fn snapshot(visits: Arc<Table>, others: Vec<(&str, Arc<Table>)>) -> S
         kind: "data_source",
         tables: vec![name],
         state,
+        preview: None,
         published: None,
     };
     let views = Arc::from([

@@ -1,7 +1,10 @@
 //! Builds beside what is published: at every point of a walk, published tables are what their definitions say, and a build
 //! that is waiting, held, given up or replaced shows nothing of itself.
 
-use schemas::table::ViewStatus;
+use schemas::{
+    difference::Difference,
+    table::{PREVIEW_SCHEMAS, PreviewState, ViewStatus},
+};
 
 use super::{driven::*, *};
 
@@ -79,6 +82,13 @@ fn put(id: &str, extra: bool) -> (DocKind, String, Option<Value>) {
 fn paused(id: &str, extra: bool) -> (DocKind, String, Option<Value>) {
     let (kind, id, mut body) = definition(id, extra);
     body["paused"] = json!(true);
+    (kind, id, Some(body))
+}
+
+/// A definition, and another that is to be compared with it.
+fn previewed(id: &str, extra: bool, proposed: bool) -> (DocKind, String, Option<Value>) {
+    let (kind, id, mut body) = definition(id, extra);
+    body["preview"] = definition(&id, proposed).2;
     (kind, id, Some(body))
 }
 
@@ -317,6 +327,82 @@ fn a_build_is_given_up_when_the_definition_before_is_put_again() {
     );
 }
 
+fn preview_of(driven: &Driven<'_>, id: &str) -> Option<PreviewState> {
+    status(&driven.snapshot(), id).preview
+}
+
+fn difference(driven: &Driven<'_>, id: &str) -> Difference {
+    let snapshot = driven.snapshot();
+    let tables = &snapshot.domains[&DomainId::new(DOMAIN).unwrap()];
+    let (before, after) = tables.previewed(&status(&snapshot, id)).unwrap();
+    Difference::between(before, after)
+}
+
+#[test]
+fn a_preview_is_built_beside_compared_and_taken_or_discarded() {
+    drive(
+        DataflowConfig::default(),
+        0,
+        |_| (),
+        |driven| {
+            driven.commit(families(300));
+            driven.commit(everything());
+            driven.settle();
+            driven.commit(vec![previewed("mothers", false, true), previewed("children", false, true)]);
+            assert!(matches!(preview_of(driven, "children"), Some(PreviewState::Building(_))));
+            driven.settle();
+            let name = TableName::new("ucr_preview", "mothers");
+            assert_eq!(preview_of(driven, "mothers"), Some(PreviewState::Complete { table: name }));
+            assert_eq!(state(driven, "mothers"), ViewState::Live);
+            compare_published(driven, &BTreeMap::new());
+            // Four of twelve mothers are at high risk; the published ones stay as they are.
+            let found = difference(driven, "mothers");
+            assert_eq!((found.appearing, found.vanishing, found.changing, found.unchanged), (0, 8, 0, 4));
+            assert_eq!(found.samples.vanishing.len(), 8);
+            assert_eq!(found.samples.vanishing[0]["risk"], "low");
+            let found = difference(driven, "children");
+            assert_eq!((found.columns_added, found.unchanged), (vec!["owner".to_owned()], 300));
+            // Both tables follow what changes.
+            driven.commit(vec![mother(1, true), mother(20, true), mother(21, false)]);
+            let found = difference(driven, "mothers");
+            assert_eq!((found.vanishing, found.unchanged), (8, 6));
+
+            // Taking it over builds nothing but what reads it.
+            let built = Arc::clone(table(&driven.snapshot(), "ucr_preview", "mothers").unwrap());
+            driven.commit(vec![put("mothers", true)]);
+            driven.settle();
+            assert!(Arc::ptr_eq(&built, table(&driven.snapshot(), "ucr", "mothers").unwrap()));
+            assert_eq!((state(driven, "mothers"), preview_of(driven, "mothers")), (ViewState::Live, None));
+            assert!(table(&driven.snapshot(), "ucr_preview", "mothers").is_none());
+            driven.commit(vec![mother(2, true), mother(3, false)]);
+            compare_published(driven, &BTreeMap::new());
+
+            // Discarding it leaves nothing.
+            let published = Arc::clone(table(&driven.snapshot(), "ucr", "children").unwrap());
+            driven.commit(vec![put("children", false)]);
+            driven.settle();
+            assert_eq!(preview_of(driven, "children"), None);
+            assert!(table(&driven.snapshot(), "ucr_preview", "children").is_none());
+            assert!(Arc::ptr_eq(&published, table(&driven.snapshot(), "ucr", "children").unwrap()));
+
+            // A preview that cannot be says so, and so does one whose source goes away.
+            let (kind, id, mut body) = definition("by_risk", false);
+            body["preview"] = json!({"from": {"table": "nothing"}, "aggregates": [{"function": "count", "as": "n"}]});
+            driven.commit(vec![(kind, id, Some(body)), previewed("by_place", false, true)]);
+            driven.settle();
+            assert!(
+                matches!(preview_of(driven, "by_risk"), Some(PreviewState::Failed { message }) if message.contains("nothing"))
+            );
+            assert!(matches!(preview_of(driven, "by_place"), Some(PreviewState::Complete { .. })));
+            driven.commit(vec![(DocKind::DataSource, "visits".to_owned(), None)]);
+            assert!(
+                matches!(preview_of(driven, "by_place"), Some(PreviewState::Failed { message }) if message.contains("visits"))
+            );
+            assert!(table(&driven.snapshot(), "views_preview", "by_place").is_none());
+        },
+    );
+}
+
 /// One step of a history.
 #[derive(Clone, Debug)]
 enum Step {
@@ -327,6 +413,8 @@ enum Step {
     Put(&'static str, bool),
     Pause(&'static str, bool),
     Drop(&'static str),
+    /// Another definition is proposed beside the one that is stored.
+    Preview(&'static str, bool),
     /// Nothing arrives; what is being built goes on.
     Idle,
     Settle,
@@ -342,6 +430,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (view(), any::<bool>()).prop_map(|(id, extra)| Step::Put(id, extra)),
         2 => (view(), any::<bool>()).prop_map(|(id, extra)| Step::Pause(id, extra)),
         1 => view().prop_map(Step::Drop),
+        3 => (view(), any::<bool>()).prop_map(|(id, extra)| Step::Preview(id, extra)),
         4 => Just(Step::Idle),
         1 => Just(Step::Settle),
     ]
@@ -361,6 +450,12 @@ fn history(driven: &mut Driven<'_>, steps: &[Step]) {
             Step::Put(id, extra) => driven.commit(vec![put(id, *extra)]),
             Step::Pause(id, extra) => driven.commit(vec![paused(id, *extra)]),
             Step::Drop(id) => driven.commit(vec![(kind(id), (*id).to_owned(), None)]),
+            Step::Preview(id, extra) => {
+                let stored = driven.world.documents.get(&(kind(id), (*id).to_owned()));
+                let Some((_, mut body)) = stored.cloned() else { continue };
+                body["preview"] = definition(id, *extra).2;
+                driven.commit(vec![(kind(id), (*id).to_owned(), Some(body))]);
+            }
             Step::Idle => driven.idle(),
             Step::Settle => driven.settle(),
         }
@@ -376,6 +471,14 @@ fn history(driven: &mut Driven<'_>, steps: &[Step]) {
             }
         }
         compare_published(driven, &kept);
+        for id in SOURCES {
+            let Some(found) = table(&driven.snapshot(), PREVIEW_SCHEMAS[0], id).map(|table| content(table)) else {
+                continue;
+            };
+            let (_, stored) = &driven.world.documents[&(DocKind::DataSource, id.to_owned())];
+            let proposed = DataSource::compile(&stored["preview"]).unwrap();
+            assert_eq!(found, rows_of(&proposed, &driven.world), "the preview of {id}");
+        }
     }
     driven.settle();
     compare_published(driven, &BTreeMap::new());

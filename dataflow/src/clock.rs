@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use crate::{
     catalog::Catalog,
     checkpoint::{Keeper, KeptDocument, KeptTable, Slice, State, ViewKey},
-    config::Workers,
+    config::{DataflowConfig, Workers},
     document::{Arriving, Content, Record, Share},
     error::DataflowError,
     metrics::Metrics,
@@ -82,10 +82,11 @@ pub(crate) struct TickClock<R> {
     tick: Tick,
     frontier: Frontier,
     stamp: i64,
-    day: i64,
     scanned: bool,
-    walk: usize,
-    walking: bool,
+    /// Documents or rows walked per tick.
+    pub(crate) walk: usize,
+    /// True while something is walked for views being built, or to take back what they were given.
+    pub(crate) walking: bool,
     last_live: Instant,
     keeper: Option<Keeper>,
     /// Domains in which not everything has followed a change yet.
@@ -124,8 +125,8 @@ impl Seen {
 
 impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> TickClock<R> {
     pub(crate) fn new(
+        config: &DataflowConfig,
         run_tick: R,
-        workers: Workers,
         publisher: Arc<Publisher>,
         wall: Arc<dyn Clock>,
         metrics: Metrics,
@@ -139,12 +140,11 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             publisher,
             wall,
             metrics,
-            workers,
-            catalog: Catalog::new(workers),
+            workers: config.workers,
+            catalog: Catalog::new(config),
             tick,
             frontier: Frontier::default(),
             stamp: 0,
-            day: day(now),
             scanned: false,
             walk: WALK_LIMITS.0,
             walking: false,
@@ -179,8 +179,14 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
     }
 
     /// One tick with everything that has arrived.
-    fn step(&mut self, first: Option<Event>, events: &mut mpsc::Receiver<Event>) -> Result<(), DataflowError> {
+    pub(crate) fn step(
+        &mut self,
+        first: Option<Event>,
+        events: &mut mpsc::Receiver<Event>,
+    ) -> Result<(), DataflowError> {
         let mut batch = self.gather();
+        let now = batch.now;
+        batch.commands = self.catalog.prepare(now);
         let mut records = 0;
         let mut next = first;
         let mut scan_done = None;
@@ -199,7 +205,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
                     self.tick = self.tick.max(state.tick);
                     self.stamp = self.stamp.max(state.stamp.0);
                     self.databases = Arc::new(state.databases.drain(..).collect());
-                    batch.commands.extend(self.catalog.restore(*state, self.day));
+                    batch.commands.extend(self.catalog.restore(*state));
                 }
                 Event::Documents(documents, database) => {
                     records += documents.len();
@@ -232,10 +238,6 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
                 next = events.try_recv().ok();
             }
         }
-        if self.day != day(batch.now) {
-            self.day = day(batch.now);
-            batch.commands.extend(self.catalog.revisit());
-        }
         let changes = records > 0 || !batch.commands.is_empty();
         if let Some(keeper) = self.keeper.as_mut().filter(|_| self.scanned) {
             if changes {
@@ -246,6 +248,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         if changes || self.walking || batch.slice.is_some() {
             self.run_batch(batch, records)?;
         }
+        self.settle(now)?;
         if let Some(frontier) = scan_done {
             for position in frontier.positions() {
                 self.frontier.advance(position);
@@ -285,7 +288,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         }
     }
 
-    /// Runs a batch of so many records as one tick, and what it replaces leaves in ticks of their own right behind.
+    /// Runs a batch of so many records as one tick.
     fn run_batch(&mut self, batch: Gathered, live: usize) -> Result<(), DataflowError> {
         if live > 0 {
             self.last_live = Instant::now();
@@ -298,12 +301,17 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         let took = started.elapsed();
         self.metrics.tick(took, live, walked.iter().sum());
         self.adapt(took, walked.into_iter().max().unwrap_or_default());
+        Ok(())
+    }
+
+    /// Puts complete builds in their places. What they replace leaves in ticks of their own, before anything is published.
+    fn settle(&mut self, now: i64) -> Result<(), DataflowError> {
         loop {
             let commands = self.catalog.leave();
             if commands.is_empty() {
                 return Ok(());
             }
-            self.run(Gathered { commands, ..self.gather() }, 0)?;
+            self.run(Gathered { commands, now, ..self.gather() }, 0)?;
         }
     }
 
@@ -337,7 +345,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         }
         keeper.documents(taken);
         let Some(parts) = tables else { return };
-        let (definitions, keys) = self.catalog.keep();
+        let (definitions, day, keys) = self.catalog.keep();
         let mut tables: BTreeMap<ViewKey, KeptTable> = BTreeMap::new();
         for (no, part) in parts {
             let Some(key) = keys.get(&no) else { continue };
@@ -348,7 +356,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         keeper.end(State {
             tick: self.tick,
             stamp: Stamp(self.stamp),
-            day: self.day,
+            day,
             frontier: self.frontier.clone(),
             databases: self.databases.iter().map(|(domain, numbers)| (domain.clone(), numbers.clone())).collect(),
             documents,
@@ -391,9 +399,4 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             self.publisher.set_ready();
         }
     }
-}
-
-/// Days since 1970 UTC: UCR's "today" (architecture, names fixed once).
-const fn day(micros: i64) -> i64 {
-    micros.div_euclid(86_400_000_000)
 }

@@ -202,11 +202,12 @@ impl Supervisor {
         mut events: mpsc::Receiver<Event>,
         keeper: Option<Keeper>,
     ) -> JoinHandle<Result<(), DataflowError>> {
-        let (publisher, wall, workers) = (Arc::clone(&self.publisher), Arc::clone(&self.clock), self.workers());
+        let (publisher, wall, config) = (Arc::clone(&self.publisher), Arc::clone(&self.clock), self.config.clone());
+        let workers = config.workers;
         let metrics = Metrics::new(self.records.clone());
         let lead = move |mut lead: Lead<'_>| {
             let run_tick = |batch: &_, shares| lead.tick(batch, shares);
-            TickClock::new(run_tick, workers, publisher, wall, metrics, keeper).follow(&mut events)
+            TickClock::new(&config, run_tick, publisher, wall, metrics, keeper).follow(&mut events)
         };
         tokio::task::spawn_blocking(move || peers::run(workers, lead))
     }

@@ -257,18 +257,19 @@ impl Evaluator {
         let subject = self.subjects.get(key);
         let mut asked_now: SmallVec<[(ViewNo, Vec<RelationKey>); 2]> = SmallVec::new();
         for no in views {
-            let Some(Instance { logic: Logic::Rows(logic), schema, stamp_column, .. }) =
+            let Some(Instance { logic: Logic::Rows(logic), schema, stamp_column, day, .. }) =
                 self.instances.get(no).map(|i| &**i)
             else {
                 continue;
             };
             let mut lookup =
                 Lookups { subject: key, answers: subject.map(|s| &s.answers), asked: Vec::new(), newest: Stamp(0) };
+            let now = day.map_or(self.now, |day| day.nearest(self.now));
             let mut outcome = match (version, logic) {
                 (None, _) => Ok(Vec::new()),
-                (Some(version), RowLogic::Source(source)) => source
-                    .evaluate(&version.doc, version.stamp, self.now, &mut lookup)
-                    .map_err(|error| error.to_string()),
+                (Some(version), RowLogic::Source(source)) => {
+                    source.evaluate(&version.doc, version.stamp, now, &mut lookup).map_err(|error| error.to_string())
+                }
                 (Some(version), RowLogic::Documents(_)) => Ok(vec![document_row(schema, key.id.as_str(), version)]),
             };
             let own = version.map_or(Stamp(0), |version| version.stamp);

@@ -193,6 +193,8 @@ pub(crate) struct Engine {
     walks: VecDeque<Walk>,
     /// Retired aggregate views that are being taken back what they were given.
     withdrawing: BTreeSet<ViewNo>,
+    /// Views whose documents are not walked for now.
+    held: BTreeSet<ViewNo>,
     /// Indexes by table, key columns and columns read. The same on every worker.
     indexes: HashMap<IndexKey, IndexNo>,
     next_index: u32,
@@ -235,6 +237,7 @@ impl Engine {
             probe,
             walks: VecDeque::new(),
             withdrawing: BTreeSet::new(),
+            held: BTreeSet::new(),
             indexes: HashMap::new(),
             next_index: 0,
             progress: BTreeMap::new(),
@@ -287,7 +290,7 @@ impl Engine {
             progress: self.progress.iter().map(|(view, (done, total))| (*view, *done, *total)).collect(),
             completed: ended,
             withdrawn,
-            walking: !self.walks.is_empty() || !behind.is_empty(),
+            walking: self.next_walk().is_some() || !behind.is_empty(),
             walked: told + walked,
             behind,
             kept,
@@ -334,7 +337,9 @@ impl Engine {
             Command::Restore(instance, kept) => self.restore(instance, kept, tick)?,
             Command::Retire(no) => self.retire(*no, tick)?,
             Command::Forget(no) => self.state.aggregates.borrow_mut().forget(*no),
-            Command::Revisit(instance) => self.visit_all(instance),
+            Command::Hold(no) => drop(self.held.insert(*no)),
+            Command::Resume(no) => drop(self.held.remove(no)),
+            Command::Publish(no) => self.state.tables.borrow_mut().reveal(*no, tick)?,
         }
         Ok(())
     }
@@ -428,6 +433,7 @@ impl Engine {
     fn retire(&mut self, no: ViewNo, tick: Tick) -> Result<(), TableError> {
         self.walks.retain(|walk| !matches!(walk, Walk::Documents { view, .. } if *view == no));
         self.progress.remove(&no);
+        self.held.remove(&no);
         let mut evaluator = self.state.evaluator.borrow_mut();
         if let Some((domain, asked)) = evaluator.retire(no) {
             let gone = self.state.relations.borrow_mut().unwant(&domain, &asked);
@@ -478,11 +484,20 @@ impl Engine {
         most
     }
 
+    /// Place of the walk that goes on next. Rows are walked for held views too: others may read the same index; and so are
+    /// contributions, for other views may ask the same.
+    fn next_walk(&self) -> Option<usize> {
+        let is_held = |walk: &Walk| matches!(walk, Walk::Documents { view, .. } if self.held.contains(view));
+        self.walks.iter().position(|walk| !is_held(walk))
+    }
+
     /// Walks up to `budget` documents or rows; returns how many, and the views whose walks ended.
     fn walk(&mut self, budget: usize) -> (usize, Vec<ViewNo>) {
         let mut left = budget;
         let mut ended = Vec::new();
-        while let Some(walk) = self.walks.front_mut() {
+        while let Some(place) = self.next_walk()
+            && let Some(walk) = self.walks.get_mut(place)
+        {
             let (next, total) = walk.range();
             let end = total.min(next + left);
             if end > next {
@@ -515,7 +530,7 @@ impl Engine {
                 self.count_progress(view);
                 break;
             }
-            self.walks.pop_front();
+            self.walks.remove(place);
             self.count_progress(view);
             if !self.walks.iter().any(|walk| walk.view() == view) && self.progress.contains_key(&view) {
                 ended.push(view);

@@ -12,11 +12,15 @@ use schemas::table::{Table, ViewState, ViewStatus};
 
 use super::Scope;
 
+mod previews;
+
+use previews::Previews;
+
 /// Where they are.
 pub(super) const SCHEMA: &str = "system";
 
 /// What they are called.
-pub(super) const NAMES: [&str; 3] = ["snapshot", "tables", "views"];
+pub(super) const NAMES: [&str; 4] = ["snapshot", "tables", "view_previews", "views"];
 
 /// Makes one of them, unless the snapshot has a table of that name.
 pub(super) fn table(scope: &Scope, schema: &str, name: &str) -> Option<Arc<dyn TableProvider>> {
@@ -27,6 +31,7 @@ pub(super) fn table(scope: &Scope, schema: &str, name: &str) -> Option<Arc<dyn T
         "snapshot" => snapshot(scope),
         "views" => views(scope),
         "tables" => tables(scope),
+        "view_previews" => return Some(Arc::new(Previews::new(&scope.tables))),
         _ => return None,
     };
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).ok()?;
@@ -56,8 +61,8 @@ impl Columns {
         self.add(name, DataType::Int64, Arc::new(values.collect::<Int64Array>()))
     }
 
-    fn instant(self, name: &str, micros: i64) -> Self {
-        let array = TimestampMicrosecondArray::from(vec![micros]);
+    fn instants(self, name: &str, micros: impl Iterator<Item = Option<i64>>) -> Self {
+        let array = micros.collect::<TimestampMicrosecondArray>();
         self.add(name, DataType::Timestamp(TimeUnit::Microsecond, None), Arc::new(array))
     }
 
@@ -78,10 +83,10 @@ fn snapshot(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
     let moment = snapshot.moment_of(&scope.domain);
     Columns::default()
         .numbers("tick", [Some(moment.tick.0)].into_iter())
-        .instant("as_of", moment.as_of)
+        .instants("as_of", [Some(moment.as_of)].into_iter())
         .texts("complete_through", [Some(moment.complete_through.to_string())].into_iter())
         .numbers("view_errors", [count(scope.view_errors())].into_iter())
-        .instant("sources_seen_at", seen_at)
+        .instants("sources_seen_at", [Some(seen_at)].into_iter())
         .numbers("sources_behind_ms", [u64::try_from(behind / 1000).ok()].into_iter())
         .add("stalled", DataType::Boolean, Arc::new(BooleanArray::from(vec![behind > scope.stalled_after])))
         .done()
@@ -93,9 +98,9 @@ fn views(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
     let table = |view: &ViewStatus| -> Option<&Arc<Table>> {
         view.tables.iter().find_map(|name| scope.tables.tables.get(name))
     };
-    let progress = |of: fn((u64, u64, u64)) -> u64| {
-        views().map(move |view| match view.state {
-            ViewState::Building { done, total, rate } => Some(of((done, total, rate))),
+    let progress = || {
+        views().map(|view| match &view.state {
+            ViewState::Building(progress) => Some(progress),
             _ => None,
         })
     };
@@ -107,19 +112,24 @@ fn views(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
             "state",
             views().map(|view| {
                 Some(match view.state {
-                    ViewState::Building { .. } => "building",
+                    ViewState::Waiting => "waiting",
+                    ViewState::Building(_) => "building",
+                    ViewState::Paused { .. } => "paused",
                     ViewState::Live => "live",
                     ViewState::Failed { .. } => "failed",
                 })
             }),
         )
-        .numbers("done", progress(|(done, ..)| done))
-        .numbers("total", progress(|(_, total, _)| total))
-        .numbers("rate", progress(|(.., rate)| rate))
+        .numbers("done", progress().map(|progress| Some(progress?.done)))
+        .numbers("total", progress().map(|progress| Some(progress?.total)))
+        .numbers("rate", progress().map(|progress| Some(progress?.rate)))
+        .numbers("seconds_left", progress().map(|progress| progress?.seconds_left))
+        .instants("started_at", progress().map(|progress| Some(progress?.started_at)))
         .texts(
             "message",
             views().map(|view| match &view.state {
-                ViewState::Failed { message } => Some(message),
+                ViewState::Failed { message } => Some(message.clone()),
+                ViewState::Paused { source: Some(source) } => Some(format!("it reads `{source}`, which is paused")),
                 _ => None,
             }),
         )

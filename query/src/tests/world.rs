@@ -24,7 +24,9 @@ use schemas::{
     port::{AuthError, Authenticator, Credentials, Permission, Principal, ViewReader, WaitError},
     position::{Frontier, LaneId, Position, Sequence, Tick},
     row::{Cell, Column, ColumnType, DECIMAL_PRECISION, DECIMAL_SCALE, TableSchema},
-    table::{DeadRows, DomainTables, KeyIndex, Moment, Segment, Snapshot, Table, TableName, ViewState, ViewStatus},
+    table::{
+        DeadRows, DomainTables, KeyIndex, Moment, Progress, Segment, Snapshot, Table, TableName, ViewState, ViewStatus,
+    },
     time::parse_micros,
 };
 use tokio::sync::watch;
@@ -369,10 +371,16 @@ pub(super) fn snapshot(visits: Arc<Table>, others: Vec<(&str, Arc<Table>)>) -> S
         kind: "data_source",
         tables: vec![name],
         state,
+        preview: None,
+        published: None,
     };
     let views = Arc::from([
         view("visits", TableName::new("ucr", "visits"), ViewState::Live),
-        view("slow", TableName::new("ucr", "slow"), ViewState::Building { done: 5, total: 10, rate: 2 }),
+        view(
+            "slow",
+            TableName::new("ucr", "slow"),
+            ViewState::Building(Progress { done: 5, total: 10, rate: 2, seconds_left: Some(3), started_at: 1_000_000 }),
+        ),
         view("bad", TableName::new("ucr", "bad"), ViewState::Failed { message: "no such column".to_owned() }),
     ]);
     let secret = vec![vec![text("s"), Cell::Int(1)]];

@@ -4,13 +4,14 @@
 //! the names under which finished tables are published.
 //!
 //! A changed definition is a new instance beside the published one; so is a data source whose domain has changed a named
-//! expression or filter that it uses. Aggregate views over a data source that is being
-//! replaced are built again on its new instance, and all of them take the old ones' place in one tick.
+//! expression or filter that it uses. Aggregate views over a data source that is being replaced are built again on its new
+//! instance, and all of them take the old ones' place in one tick. Whatever is there already is not built again: putting the
+//! published definition gives a build up, putting the one that was previewed takes the preview over.
 //!
-//! Rows that change with the day are those of one day in all tables of a domain. Before midnight, each live
-//! instance whose rows do gets a *successor*, the same for the next day; it is built like any other instance. In the first tick of
-//! the new day the domain *turns*: its successors take their places, all at once. If they are not complete by then, the
-//! domain stays at the old day until they are.
+//! Rows that change with the day are those of one day in all tables of a domain. Before midnight, each live instance whose
+//! rows do gets a *successor*, the same for the next day; it is built like any other instance. In the first tick of the new
+//! day the domain *turns*: its successors take their places, all at once. If they are not complete by then, the domain stays
+//! at the old day until they are.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -40,10 +40,9 @@ impl Catalog {
         let mut missing = Vec::new();
         for (key, definition) in definitions {
             let due = due.get(&key.0).copied().flatten();
-            gone.extend(definition.successor.take_if(|no| day_of(*no) != due));
-            if let (Some(live), Some(day), None) = (definition.live, due, definition.successor)
-                && turns(instances, live)
-            {
+            let live = definition.live.filter(|live| turns(instances, *live));
+            gone.extend(definition.successor.take_if(|no| live.is_none() || day_of(*no) != due));
+            if let (Some(live), Some(day), None) = (live, due, definition.successor) {
                 missing.push((key.clone(), live, day));
             }
         }

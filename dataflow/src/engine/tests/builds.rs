@@ -204,6 +204,30 @@ fn few_builds_go_on_at_once_and_all_tell_how_far_they_are() {
 }
 
 #[test]
+fn a_small_build_does_not_wait_for_a_large_one() {
+    drive(
+        DataflowConfig::default(),
+        0,
+        |_| (),
+        |driven| {
+            driven.commit(families(700));
+            let body = json!({"_id": "w1", "domain": DOMAIN, "doc_type": "CommCareUser", "location_id": "p1"});
+            driven.commit(vec![(DocKind::User, "w1".to_owned(), Some(body))]);
+            driven.commit(vec![put("children", false)]);
+            let small = simple("workers", "CommCareUser", &[("location_id", "location_id")]);
+            driven.commit(vec![(DocKind::DataSource, "workers".to_owned(), Some(small))]);
+            while state(driven, "workers") != ViewState::Live {
+                assert!(driven.walking());
+                driven.idle();
+            }
+            assert!(matches!(state(driven, "children"), ViewState::Building(_)));
+            driven.settle();
+            assert_eq!(table(&driven.snapshot(), "ucr", "children").unwrap().live_rows, 700);
+        },
+    );
+}
+
+#[test]
 fn a_paused_view_keeps_its_last_table_and_catches_up_when_it_is_resumed() {
     drive(
         DataflowConfig::default(),

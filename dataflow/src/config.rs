@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct DataflowConfig {
     /// Batches of changes that may wait in memory before the reader of the change log pauses.
     pub queue: usize,
-    /// Seconds before midnight UTC at which the next day's rows of data sources that read the clock begin to be computed,
-    /// beside those of today; at midnight they take their place at once.
+    /// Seconds before midnight UTC at which the next day's rows of data sources that read the clock begin to be
+    /// computed, beside those of today; at midnight they take their place at once.
     pub next_day_lead_s: u32,
     /// Views that are built at once; further ones wait.
     pub builds_at_once: NonZeroUsize,

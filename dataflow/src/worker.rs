@@ -403,8 +403,8 @@ impl Engine {
             let view = walk.view();
             if end < total {
                 self.count_progress(view);
-                // Builds take turns, so that a small one does not wait for a large one. Rows are walked to their end: what
-                // is taken back comes behind what was given.
+                // Builds take turns, so that a small one does not wait for a large one. Rows are walked to their end:
+                // what is taken back comes behind what was given.
                 if end > next && matches!(self.walks.get(place), Some(Walk::Documents { .. })) {
                     let walk = self.walks.remove(place);
                     self.walks.extend(walk);

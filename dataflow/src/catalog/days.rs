@@ -113,7 +113,8 @@ impl Catalog {
     }
 }
 
-/// True if the rows of an instance change with the day; those of an aggregate view that has lost a source stay as they are.
+/// True if the rows of an instance change with the day; those of an aggregate view that has lost a source stay as they
+/// are.
 pub(super) fn turns(instances: &HashMap<ViewNo, Installed>, no: ViewNo) -> bool {
     let kept = |no: ViewNo| instances.get(&no).filter(|installed| installed.phase != Phase::Frozen);
     kept(no).is_some_and(|installed| installed.instance.day.is_some())

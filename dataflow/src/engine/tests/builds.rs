@@ -1,5 +1,5 @@
-//! Builds beside what is published: at every point of a walk, published tables are what their definitions say, and a build
-//! that is waiting, held, given up or replaced shows nothing of itself.
+//! Builds beside what is published: at every point of a walk, published tables are what their definitions say, and a
+//! build that is waiting, held, given up or replaced shows nothing of itself.
 
 use schemas::{
     difference::Difference,
@@ -148,8 +148,8 @@ fn views(driven: &Driven<'_>) -> Arc<[ViewStatus]> {
     Arc::clone(&driven.snapshot().domains[&DomainId::new(DOMAIN).unwrap()].views)
 }
 
-/// Compares every table that is maintained with its definition's rows, computed from scratch. Those of `kept` are of views
-/// that have been paused and are not live again.
+/// Compares every table that is maintained with its definition's rows, computed from scratch. Those of `kept` are of
+/// views that have been paused and are not live again.
 fn compare_published(driven: &Driven<'_>, kept: &BTreeMap<String, Vec<Row>>) {
     for ViewStatus { id, state, .. } in views(driven).iter() {
         if kept.contains_key(id) || matches!(state, ViewState::Paused { .. } | ViewState::Failed { .. }) {

@@ -3,14 +3,15 @@
 //! In:  definition documents (put and deleted), and reports of builds that ended. Out: [`Command`]s for the workers, and
 //! the names under which finished tables are published.
 //!
-//! A changed definition is a new instance beside the published one; so is a data source whose domain has changed a named
-//! expression or filter that it uses. Aggregate views over a data source that is being
-//! replaced are built again on its new instance, and all of them take the old ones' place in one tick.
+//! A changed definition is a new instance beside the published one; so is a data source whose domain has changed a
+//! named expression or filter that it uses. Aggregate views over a data source that is being replaced are built again
+//! on its new instance, and all of them take the old ones' place in one tick. Whatever is there already is not built
+//! again: putting the published definition gives a build up, putting the one that was previewed takes the preview over.
 //!
-//! Rows that change with the day are those of one day in all tables of a domain. Before midnight, each live
-//! instance whose rows do gets a *successor*, the same for the next day; it is built like any other instance. In the first tick of
-//! the new day the domain *turns*: its successors take their places, all at once. If they are not complete by then, the
-//! domain stays at the old day until they are.
+//! Rows that change with the day are those of one day in all tables of a domain. Before midnight, each live instance
+//! whose rows do gets a *successor*, the same for the next day; it is built like any other instance. In the first tick
+//! of the new day the domain *turns*: its successors take their places, all at once. If they are not complete by then,
+//! the domain stays at the old day until they are.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -373,7 +374,8 @@ impl Catalog {
         }
     }
 
-    /// Builds what a definition says now, unless it is there already; then, on a data source's new rows, whatever reads it.
+    /// Builds what a definition says now, unless it is there already; then, on a data source's new rows, whatever reads
+    /// it.
     fn build(&mut self, key: &ViewKey, commands: &mut Vec<Command>) {
         self.dirty.insert(key.0.clone());
         let Some(definition) = self.definitions.get(key) else { return };
@@ -393,8 +395,8 @@ impl Catalog {
         self.retire(gone, commands);
     }
 
-    /// Makes the instance that a definition asks for the one being built; returns those that are to be retired when nobody
-    /// reads them any more, or nothing if all are gone, with those who read them.
+    /// Makes the instance that a definition asks for the one being built; returns those that are to be retired when
+    /// nobody reads them any more, or nothing if all are gone, with those who read them.
     fn build_own(&mut self, key: &ViewKey, commands: &mut Vec<Command>) -> Option<Vec<ViewNo>> {
         let origin = self.definitions.get(key)?.origin.clone();
         if let Some(source) = self.paused_source(key, &origin.document) {
@@ -445,7 +447,8 @@ impl Catalog {
         Some(before.into_iter().filter(|before| Some(*before) != building).collect())
     }
 
-    /// Makes the instance of the document that a definition proposes the preview; returns the one that is to be retired.
+    /// Makes the instance of the document that a definition proposes the preview; returns the one that is to be
+    /// retired.
     fn build_preview(&mut self, key: &ViewKey) -> Option<ViewNo> {
         let definition = self.definitions.get(key)?;
         let names = definition.origin.names;
@@ -517,8 +520,8 @@ impl Catalog {
         Ok(Made { logic: Logic::Groups { view: Arc::new(view), inputs }, schema, day })
     }
 
-    /// Stops maintaining a view. Its published table stays; a data source's build stays as far as it has come. Returns what is
-    /// to be retired.
+    /// Stops maintaining a view. Its published table stays; a data source's build stays as far as it has come. Returns
+    /// what is to be retired.
     fn pause(&mut self, key: &ViewKey, pause: Pause, commands: &mut Vec<Command>) -> Vec<ViewNo> {
         let Some(definition) = self.definitions.get_mut(key) else { return Vec::new() };
         (definition.pause, definition.failed) = (Some(pause), None);

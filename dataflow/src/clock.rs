@@ -304,7 +304,8 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         Ok(())
     }
 
-    /// Puts complete builds in their places. What they replace leaves in ticks of their own, before anything is published.
+    /// Puts complete builds in their places. What they replace leaves in ticks of their own, before anything is
+    /// published.
     fn settle(&mut self, now: i64) -> Result<(), DataflowError> {
         loop {
             let commands = self.catalog.leave();

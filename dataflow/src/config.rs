@@ -56,14 +56,14 @@ impl From<Workers> for u8 {
 pub struct DataflowConfig {
     /// Batches of changes that may wait in memory before the reader of the change log pauses.
     pub queue: usize,
-    /// Milliseconds from one checkpoint to the next, if anything has changed. A restart reads the newest one and what the change log
-    /// holds behind it; without any it reads every document from the primary store. 0: none are written.
+    /// Milliseconds from one checkpoint to the next, if anything has changed. A restart reads the newest one and what the
+    /// change log holds behind it; without any it reads every document from the primary store. 0: none are written.
     pub checkpoint_interval_ms: u64,
     /// Threads that share the documents out and keep the tables together, at most 255. A tick of several costs their
     /// agreement on top: more than one pays where one is busy most of the time, and each wants a core of its own.
     pub workers: Workers,
-    /// Seconds before midnight UTC at which the next day's rows of data sources that read the clock begin to be computed,
-    /// beside those of today; at midnight they take their place at once.
+    /// Seconds before midnight UTC at which the next day's rows of data sources that read the clock begin to be
+    /// computed, beside those of today; at midnight they take their place at once.
     pub next_day_lead_s: u32,
     /// Views that are built at once; further ones wait.
     pub builds_at_once: NonZeroUsize,

@@ -140,7 +140,7 @@ struct RowWalk {
     end: usize,
 }
 
-/// Work that goes on in slices beside live changes, oldest first.
+/// Work that goes on in slices beside live changes, in turns.
 enum Walk {
     /// Evaluates every document of a kind for a view.
     Documents { view: ViewNo, domain: DomainId, kind: DocKind, next: usize, total: usize },
@@ -528,6 +528,12 @@ impl Engine {
             let view = walk.view();
             if end < total {
                 self.count_progress(view);
+                // Builds take turns, so that a small one does not wait for a large one. Rows are walked to their end:
+                // what is taken back comes behind what was given.
+                if end > next && matches!(self.walks.get(place), Some(Walk::Documents { .. })) {
+                    let walk = self.walks.remove(place);
+                    self.walks.extend(walk);
+                }
                 break;
             }
             self.walks.remove(place);

@@ -128,7 +128,8 @@ impl Scope {
     }
 }
 
-/// Documents that some table of a domain could not evaluate; a table with several names counts once, a preview does not.
+/// Documents that some table of a domain could not evaluate; a table with several names counts once, a preview does
+/// not.
 pub(crate) fn view_errors(tables: &DomainTables) -> usize {
     let mut seen = hashbrown::HashSet::new();
     let published = tables.tables.iter().filter(|(name, _)| !PREVIEW_SCHEMAS.contains(&&*name.schema));

@@ -14,8 +14,8 @@ use crate::{
 /// Most rows shown of each sort.
 const SAMPLES: usize = 10;
 
-/// Rows by what becomes of them, told apart by their keys. Columns that only one of the tables has, and those that grow with
-/// every change, make no row a changing one.
+/// Rows by what becomes of them, told apart by their keys. Columns that only one of the tables has, and those that grow
+/// with every change, make no row a changing one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Difference {
     /// Rows that are not there yet.
@@ -55,8 +55,8 @@ pub struct Change {
 }
 
 impl Difference {
-    /// Compares two tables. Reads every row of both once, and holds the keys of one in memory: not for a thread that others
-    /// wait for.
+    /// Compares two tables. Reads every row of both once, and holds the keys of one in memory: not for a thread that
+    /// others wait for.
     #[must_use]
     pub fn between(before: &Table, after: &Table) -> Self {
         let missing = |table: &Table, other: &Table| {

@@ -41,10 +41,9 @@ impl Catalog {
         let mut missing = Vec::new();
         for (key, definition) in definitions {
             let due = due.get(&key.0).copied().flatten();
-            gone.extend(definition.successor.take_if(|no| day_of(*no) != due));
-            if let (Some(live), Some(day), None) = (definition.live, due, definition.successor)
-                && turns(instances, live)
-            {
+            let live = definition.live.filter(|live| turns(instances, *live));
+            gone.extend(definition.successor.take_if(|no| live.is_none() || day_of(*no) != due));
+            if let (Some(live), Some(day), None) = (live, due, definition.successor) {
                 missing.push((key.clone(), live, day));
             }
         }
@@ -115,7 +114,8 @@ impl Catalog {
     }
 }
 
-/// True if the rows of an instance change with the day; those of an aggregate view that has lost a source stay as they are.
+/// True if the rows of an instance change with the day; those of an aggregate view that has lost a source stay as they
+/// are.
 pub(super) fn turns(instances: &HashMap<ViewNo, Installed>, no: ViewNo) -> bool {
     let kept = |no: ViewNo| instances.get(&no).filter(|installed| installed.phase != Phase::Frozen);
     kept(no).is_some_and(|installed| installed.instance.day.is_some())

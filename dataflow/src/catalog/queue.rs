@@ -6,8 +6,8 @@ use schemas::id::DomainId;
 
 use crate::{config::DataflowConfig, view::ViewNo};
 
-/// Builds in the order in which they were asked for. A few of them go on at once, so that live changes are not evaluated for
-/// all that wait; of one domain even fewer, unless no other domain's wait.
+/// Builds in the order in which they were asked for. A few of them go on at once, so that live changes are not
+/// evaluated for all that wait; of one domain even fewer, unless no other domain's wait.
 #[derive(Debug)]
 pub(super) struct Queue {
     at_once: usize,

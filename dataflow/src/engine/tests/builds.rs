@@ -1,5 +1,5 @@
-//! Builds beside what is published: at every point of a walk, published tables are what their definitions say, and a build
-//! that is waiting, held, given up or replaced shows nothing of itself.
+//! Builds beside what is published: at every point of a walk, published tables are what their definitions say, and a
+//! build that is waiting, held, given up or replaced shows nothing of itself.
 
 use schemas::{
     difference::Difference,
@@ -148,8 +148,8 @@ fn views(driven: &Driven<'_>) -> Arc<[ViewStatus]> {
     Arc::clone(&driven.snapshot().domains[&DomainId::new(DOMAIN).unwrap()].views)
 }
 
-/// Compares every table that is maintained with its definition's rows, computed from scratch. Those of `kept` are of views
-/// that have been paused and are not live again.
+/// Compares every table that is maintained with its definition's rows, computed from scratch. Those of `kept` are of
+/// views that have been paused and are not live again.
 fn compare_published(driven: &Driven<'_>, kept: &BTreeMap<String, Vec<Row>>) {
     for ViewStatus { id, state, .. } in views(driven).iter() {
         if kept.contains_key(id) || matches!(state, ViewState::Paused { .. } | ViewState::Failed { .. }) {
@@ -199,6 +199,30 @@ fn few_builds_go_on_at_once_and_all_tell_how_far_they_are() {
             let sizes: Vec<usize> =
                 (0..6).map(|n| table(&driven.snapshot(), "ucr", &format!("children{n}")).unwrap().live_rows).collect();
             assert_eq!(sizes, [700; 6]);
+        },
+    );
+}
+
+#[test]
+fn a_small_build_does_not_wait_for_a_large_one() {
+    drive(
+        DataflowConfig::default(),
+        0,
+        |_| (),
+        |driven| {
+            driven.commit(families(700));
+            let body = json!({"_id": "w1", "domain": DOMAIN, "doc_type": "CommCareUser", "location_id": "p1"});
+            driven.commit(vec![(DocKind::User, "w1".to_owned(), Some(body))]);
+            driven.commit(vec![put("children", false)]);
+            let small = simple("workers", "CommCareUser", &[("location_id", "location_id")]);
+            driven.commit(vec![(DocKind::DataSource, "workers".to_owned(), Some(small))]);
+            while state(driven, "workers") != ViewState::Live {
+                assert!(driven.walking());
+                driven.idle();
+            }
+            assert!(matches!(state(driven, "children"), ViewState::Building(_)));
+            driven.settle();
+            assert_eq!(table(&driven.snapshot(), "ucr", "children").unwrap().live_rows, 700);
         },
     );
 }

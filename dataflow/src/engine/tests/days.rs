@@ -17,7 +17,8 @@ fn today() -> Value {
     column("today", "date", &json!({"type": "utcnow"}))
 }
 
-/// Children from the fifth day of their lives on, with their age and their mother's risk; `extra` makes another version.
+/// Children from the fifth day of their lives on, with their age and their mother's risk; `extra` makes another
+/// version.
 fn ages(extra: bool) -> Value {
     let is_child = json!({"type": "boolean_expression", "operator": "eq", "expression": property("type"), "property_value": "child"});
     let is_old = json!({"type": "boolean_expression", "operator": "gte", "expression": age(), "property_value": 5});
@@ -107,8 +108,8 @@ fn day_of(snapshot: &Snapshot) -> Option<i64> {
     })
 }
 
-/// What holds at every snapshot: the rows are of one day, an error is told once and of a table that is there, and aggregate
-/// views are about the rows that are there.
+/// What holds at every snapshot: the rows are of one day, an error is told once and of a table that is there, and
+/// aggregate views are about the rows that are there.
 fn look(snapshot: &Snapshot) {
     day_of(snapshot);
     if let Some(errors) = table(snapshot, "system", "view_errors") {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow::{array::ArrayRef, array::RecordBatch, datatypes::SchemaRef};
+use arrow::{
+    array::{ArrayRef, RecordBatch},
+    datatypes::SchemaRef,
+};
 use async_trait::async_trait;
 use datafusion::{
     catalog::{Session, TableProvider},
@@ -21,8 +24,8 @@ use super::Columns;
 /// Columns before the first one that says what a comparison found.
 const PLAIN: usize = 8;
 
-/// The previews of one domain in one snapshot. Tables are compared when a statement asks for it, on a thread that may take
-/// its time.
+/// The previews of one domain in one snapshot. Tables are compared when a statement asks for it, on a thread that may
+/// take its time.
 #[derive(Debug)]
 pub(super) struct Previews {
     tables: Arc<DomainTables>,

@@ -162,7 +162,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
     /// [`DataflowError`] if a worker fails.
     pub(crate) fn follow(mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), DataflowError> {
         loop {
-            let first = if self.walking {
+            let first = if self.walking || self.keeper.as_ref().is_some_and(Keeper::waits) {
                 match events.try_recv() {
                     Ok(event) => Some(event),
                     Err(mpsc::error::TryRecvError::Empty) => None,

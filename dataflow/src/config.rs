@@ -75,7 +75,7 @@ impl Default for DataflowConfig {
     fn default() -> Self {
         let limit = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
         Self {
-            queue: 64,
+            queue: 16,
             checkpoint_interval_ms: 60_000,
             workers: Workers::ONE,
             next_day_lead_s: 1800,

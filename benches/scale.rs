@@ -33,10 +33,6 @@ use self::workload::{
     position,
 };
 
-/// As the program has it.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Single changes that are timed.
 const EVENTS: usize = 500;
 /// Documents handed over at a time.

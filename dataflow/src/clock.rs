@@ -53,7 +53,7 @@ pub(crate) enum Event {
 /// beside them, and all that is made on the way to the tables is held until its end.
 const MAX_BATCH: usize = 8192;
 /// How long a tick may last because of walks: while changes come in, and while none do.
-const WALK_BESIDE_LIVE: Duration = Duration::from_millis(3);
+const WALK_BESIDE_LIVE: Duration = Duration::from_micros(1500);
 const WALK_ALONE: Duration = Duration::from_millis(20);
 /// Live changes count as coming in for this long after the last one.
 const LIVE_FOR: Duration = Duration::from_millis(250);

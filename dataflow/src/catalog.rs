@@ -34,6 +34,10 @@ use crate::{
     worker::Report,
 };
 
+mod published;
+
+pub(crate) use published::table_of;
+
 /// A `system.view_errors` without rows.
 fn no_errors() -> Table {
     Table { index: None, ..TableWriter::new(Arc::new(view_errors()), Some(3)).publish() }

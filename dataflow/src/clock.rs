@@ -4,14 +4,15 @@
 //! live changes each tick walks a slice of what is being built; the slice shrinks while changes wait.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use hashbrown::HashMap;
 use schemas::{
-    id::DomainId,
+    id::{DocId, DomainId},
+    inside::{Explained, ProvenanceError},
     port::Clock,
     position::{Frontier, LaneId, Stamp, Tick},
     table::{Moment, Snapshot},
@@ -19,14 +20,15 @@ use schemas::{
 use tokio::sync::mpsc;
 
 use crate::{
-    catalog::Catalog,
+    catalog::{Catalog, table_of},
     checkpoint::{Keeper, KeptDocument, KeptTable, Slice, State, ViewKey},
-    config::Workers,
-    document::{Arriving, Content, Record, Share},
+    config::{DataflowConfig, Workers},
+    document::{Arriving, Content, DocKey, Record, Share},
     error::DataflowError,
     metrics::Metrics,
+    provenance::{Ask, Found, GroupTrail, Look, Looked, Window},
     snapshot::Publisher,
-    view::Command,
+    view::{Command, Logic},
     worker::{Kept, Report, TickBatch},
 };
 
@@ -47,6 +49,8 @@ pub(crate) enum Event {
     Idle,
     /// These lanes have nothing newer.
     IdleIn(Vec<LaneId>),
+    /// Somebody wants to know where a row comes from.
+    Ask(Ask),
 }
 
 /// A tick that holds so many documents takes no further events. More would not pay: what a tick costs by itself is little
@@ -69,6 +73,16 @@ struct Gathered {
     /// Documents in all of them.
     count: usize,
     slice: Option<Slice>,
+    /// Questions about documents, each with the worker that it goes to.
+    asks: Vec<(usize, Ask)>,
+}
+
+/// What came of a tick.
+struct Ran {
+    /// How much each worker has walked.
+    walked: Vec<usize>,
+    /// What each worker has looked up.
+    looked: Vec<VecDeque<Option<Looked>>>,
 }
 
 /// Runs ticks. `run_tick` hands a batch and each worker's documents to the workers, and collects their reports.
@@ -93,6 +107,7 @@ pub(crate) struct TickClock<R> {
     seen: Seen,
     /// Databases that each domain's documents come from.
     databases: Arc<HashMap<DomainId, BTreeSet<u16>>>,
+    window: Window,
 }
 
 /// When lanes last proved that nothing newer was missing, microseconds since 1970 UTC.
@@ -125,7 +140,7 @@ impl Seen {
 impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> TickClock<R> {
     pub(crate) fn new(
         run_tick: R,
-        workers: Workers,
+        config: &DataflowConfig,
         publisher: Arc<Publisher>,
         wall: Arc<dyn Clock>,
         metrics: Metrics,
@@ -139,8 +154,8 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             publisher,
             wall,
             metrics,
-            workers,
-            catalog: Catalog::new(workers),
+            workers: config.workers,
+            catalog: Catalog::new(config.workers),
             tick,
             frontier: Frontier::default(),
             stamp: 0,
@@ -153,6 +168,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             behind: BTreeSet::new(),
             seen: Seen { all: now, later: BTreeMap::new() },
             databases: Arc::default(),
+            window: Window::new(config.provenance_window, now),
         }
     }
 
@@ -184,6 +200,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         let mut records = 0;
         let mut next = first;
         let mut scan_done = None;
+        let mut asks = Vec::new();
         while let Some(event) = next.take() {
             match event {
                 Event::Kept(documents) => {
@@ -219,6 +236,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
                         self.frontier.advance(record.position);
                         self.seen.lane(lane, batch.now);
                         self.comes_from(&record.domain, lane.database);
+                        self.window.take(&record, batch.now);
                         batch.commands.extend(self.catalog.domain(&record.domain));
                         for document in record.documents {
                             self.take(document, &mut batch);
@@ -226,6 +244,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
                     }
                 }
                 Event::Idle => self.seen.all(batch.now),
+                Event::Ask(ask) => asks.push(ask),
                 Event::IdleIn(lanes) => lanes.into_iter().for_each(|lane| self.seen.lane(lane, batch.now)),
             }
             if scan_done.is_none() && batch.count < MAX_BATCH {
@@ -236,6 +255,8 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             self.day = day(batch.now);
             batch.commands.extend(self.catalog.revisit());
         }
+        let trails = asks.into_iter().filter_map(|ask| self.route(ask, &mut batch)).collect::<Vec<_>>();
+        let asks = std::mem::take(&mut batch.asks);
         let changes = records > 0 || !batch.commands.is_empty();
         if let Some(keeper) = self.keeper.as_mut().filter(|_| self.scanned) {
             if changes {
@@ -243,9 +264,11 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             }
             batch.slice = if self.publisher.ready() { keeper.ask() } else { None };
         }
-        if changes || self.walking || batch.slice.is_some() {
-            self.run_batch(batch, records)?;
-        }
+        let looked = if changes || self.walking || batch.slice.is_some() || !asks.is_empty() {
+            self.run_batch(batch, records)?
+        } else {
+            Vec::new()
+        };
         if let Some(frontier) = scan_done {
             for position in frontier.positions() {
                 self.frontier.advance(position);
@@ -253,12 +276,78 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             self.scanned = true;
         }
         self.publish();
+        self.answer(asks, looked);
+        for (ask, trail) in trails {
+            reply(ask, Ok(Found::Groups(GroupTrail { snapshot: self.publisher.snapshot(), ..trail })));
+        }
         Ok(())
+    }
+
+    /// Sends a question about a document on its way to the document's home; returns one about an aggregate view with what is known
+    /// of that. Others are answered at once.
+    fn route(&self, ask: Ask, batch: &mut Gathered) -> Option<(Ask, GroupTrail)> {
+        let question = &ask.question;
+        let instance = match self.catalog.published(&question.domain, &question.view) {
+            Ok(instance) => Arc::clone(instance),
+            Err(error) => {
+                reply(ask, Err(error));
+                return None;
+            }
+        };
+        let Logic::Rows(rows) = &instance.logic else {
+            let (own, sources) = (table_of(&instance), self.catalog.sources_of(&instance));
+            return Some((ask, GroupTrail { instance, own, sources, snapshot: Arc::default() }));
+        };
+        let (domain, kind) = (question.domain.clone(), rows.kind());
+        let id = match question.key.as_deref() {
+            Some(id) => DocId::new(id).map_err(|_| ProvenanceError::UnknownDocument { kind, id: id.to_owned() }),
+            None => Err(ProvenanceError::NoKey),
+        };
+        let id = match id {
+            Ok(id) => id,
+            Err(error) => {
+                reply(ask, Err(error));
+                return None;
+            }
+        };
+        let look = Look { view: instance.no, key: DocKey { domain, kind, id } };
+        let home = self.workers.home(&look.key);
+        batch.shares.get_mut(home)?.looks.push(look);
+        batch.asks.push((home, ask));
+        None
+    }
+
+    /// Answers questions about documents with what the workers have looked up.
+    fn answer(&self, asks: Vec<(usize, Ask)>, mut looked: Vec<VecDeque<Option<Looked>>>) {
+        for (home, ask) in asks {
+            let found = match looked.get_mut(home).and_then(VecDeque::pop_front) {
+                Some(Some(looked)) => Ok(Found::Explained(Explained {
+                    provenance: looked.explained(&self.window),
+                    snapshot: self.publisher.snapshot(),
+                })),
+                Some(None) => Err(self.no_document(&ask)),
+                None => Err(ProvenanceError::Unavailable),
+            };
+            reply(ask, found);
+        }
+    }
+
+    /// Why a question about a document that never was has no answer.
+    fn no_document(&self, ask: &Ask) -> ProvenanceError {
+        let question = &ask.question;
+        match self.catalog.published(&question.domain, &question.view).map(|instance| &instance.logic) {
+            Ok(Logic::Rows(rows)) => {
+                let id = question.key.clone().unwrap_or_default();
+                ProvenanceError::UnknownDocument { kind: rows.kind(), id }
+            }
+            Ok(Logic::Groups { .. }) => ProvenanceError::Unavailable,
+            Err(error) => error,
+        }
     }
 
     fn gather(&self) -> Gathered {
         let shares = (0..self.workers.count()).map(|_| Share::default()).collect();
-        Gathered { now: self.wall.now_micros(), commands: Vec::new(), shares, count: 0, slice: None }
+        Gathered { now: self.wall.now_micros(), commands: Vec::new(), shares, count: 0, slice: None, asks: Vec::new() }
     }
 
     fn comes_from(&mut self, domain: &DomainId, database: u16) {
@@ -285,8 +374,9 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         }
     }
 
-    /// Runs a batch of so many records as one tick, and what it replaces leaves in ticks of their own right behind.
-    fn run_batch(&mut self, batch: Gathered, live: usize) -> Result<(), DataflowError> {
+    /// Runs a batch of so many records as one tick, and what it replaces leaves in ticks of their own right behind. Returns what
+    /// each worker has looked up.
+    fn run_batch(&mut self, batch: Gathered, live: usize) -> Result<Vec<VecDeque<Option<Looked>>>, DataflowError> {
         if live > 0 {
             self.last_live = Instant::now();
         }
@@ -294,22 +384,21 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             self.metrics.taken(worker, share.documents.len());
         }
         let started = Instant::now();
-        let walked = self.run(batch, self.walk)?;
+        let Ran { walked, looked } = self.run(batch, self.walk)?;
         let took = started.elapsed();
         self.metrics.tick(took, live, walked.iter().sum());
         self.adapt(took, walked.into_iter().max().unwrap_or_default());
         loop {
             let commands = self.catalog.leave();
             if commands.is_empty() {
-                return Ok(());
+                return Ok(looked);
             }
             self.run(Gathered { commands, ..self.gather() }, 0)?;
         }
     }
 
-    /// One tick: hands the batch to the workers and takes their reports in. Returns how much each has walked of at most
-    /// `walk`.
-    fn run(&mut self, batch: Gathered, walk: usize) -> Result<Vec<usize>, DataflowError> {
+    /// One tick: hands the batch to the workers and takes their reports in. Each walks at most `walk`.
+    fn run(&mut self, batch: Gathered, walk: usize) -> Result<Ran, DataflowError> {
         self.tick = Tick(self.tick.0 + 1);
         let Gathered { now, commands, shares, slice, .. } = batch;
         let mut reports =
@@ -318,11 +407,12 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         self.behind = reports.iter_mut().flat_map(|report| std::mem::take(&mut report.behind)).collect();
         let walked = reports.iter().map(|report| report.walked).collect();
         let kept = reports.iter_mut().filter_map(|report| report.kept.take()).collect();
+        let looked = reports.iter_mut().map(|report| std::mem::take(&mut report.looked).into()).collect();
         self.catalog.take(reports);
         if slice.is_some() {
             self.keep(kept);
         }
-        Ok(walked)
+        Ok(Ran { walked, looked })
     }
 
     /// Gives a checkpoint the slices of all workers and, if they were the last ones, the rest of this tick.
@@ -387,10 +477,16 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             return;
         }
         self.publisher.publish(snapshot);
+        self.window.published(as_of, &self.behind);
         if !ready {
             self.publisher.set_ready();
         }
     }
+}
+
+/// Answers a question. Who no longer waits for the answer does not miss it.
+fn reply(ask: Ask, found: Result<Found, ProvenanceError>) {
+    drop(ask.reply.send(found));
 }
 
 /// Days since 1970 UTC: UCR's "today" (architecture, names fixed once).

@@ -59,11 +59,14 @@ pub struct DataflowConfig {
     /// Threads that share the documents out and keep the tables together, at most 255. A tick of several costs their
     /// agreement on top: more than one pays where one is busy most of the time, and each wants a core of its own.
     pub workers: Workers,
+    /// Change records of which is remembered when readers could see them first: so far back it can be said with which record a
+    /// version of a document came in. Some 80 bytes each.
+    pub provenance_window: usize,
 }
 
 impl Default for DataflowConfig {
     fn default() -> Self {
-        Self { queue: 64, checkpoint_interval_ms: 60_000, workers: Workers::ONE }
+        Self { queue: 64, checkpoint_interval_ms: 60_000, workers: Workers::ONE, provenance_window: 100_000 }
     }
 }
 

@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use schemas::{
     doc::Doc,
     id::DomainId,
+    inside::Outcome,
     position::{Stamp, Tick},
     row::{Cell, Row},
     table::Table,
@@ -174,6 +175,20 @@ impl Tables {
         self.dirty.remove(&no);
         let withdrawn: Vec<_> = held.failed.keys().map(|document| (error_key(no, document), Vec::new())).collect();
         self.write_errors(tick, held.domain, &withdrawn)
+    }
+
+    /// What a document comes to in a view.
+    pub(crate) fn outcome(&self, no: ViewNo, document: &str) -> Outcome {
+        let Some(held) = self.held.get(&no) else { return Outcome::Rows(0) };
+        match held.failed.get(document) {
+            Some((message, _)) => Outcome::Failed(message.to_string()),
+            None => Outcome::Rows(held.writer.rows(document).len()),
+        }
+    }
+
+    /// Id of a view.
+    pub(crate) fn id(&self, no: ViewNo) -> Option<&str> {
+        self.held.get(&no).map(|held| held.id.as_str())
     }
 
     /// True if the document has rows, or an error, in the view.

@@ -29,6 +29,7 @@ mod lanes;
 mod never_stale;
 
 mod fan_out;
+mod inside;
 mod restart;
 
 use restart::Blobs;
@@ -698,7 +699,7 @@ fn compare_domain(documents: &Present, domain: &DomainTables) {
 }
 
 async fn settled(dataflow: &Dataflow, position: Position) -> Arc<Snapshot> {
-    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let snapshot =
             dataflow.wait_for(&DomainId::new(DOMAIN).unwrap(), position, Duration::from_secs(30)).await.unwrap();
@@ -707,14 +708,15 @@ async fn settled(dataflow: &Dataflow, position: Position) -> Arc<Snapshot> {
         if views.iter().all(|view| view.state == ViewState::Live) {
             return snapshot;
         }
-        assert!(std::time::Instant::now() < deadline, "views did not become live: {views:?}");
+        assert!(Instant::now() < deadline, "views did not become live: {views:?}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
 /// With checkpoints, if there is a place for them, as often as can be.
 fn config(workers: i64) -> DataflowConfig {
-    DataflowConfig { queue: 4, workers: workers.try_into().unwrap(), checkpoint_interval_ms: 1 }
+    let defaults = DataflowConfig::default();
+    DataflowConfig { queue: 4, workers: workers.try_into().unwrap(), checkpoint_interval_ms: 1, ..defaults }
 }
 
 /// Follows the steps with one worker, with two and with three.
@@ -779,6 +781,8 @@ fn followed(steps: &[Step], mut workers: i64) {
                     let world = store.0.clone();
                     let snapshot = settled(&dataflow, last).await;
                     compare(&world.lock(), &snapshot);
+                    let documents = world.lock().documents.clone();
+                    inside::compare(&documents, &dataflow).await;
                 }
             }
         }

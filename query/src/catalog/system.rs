@@ -1,5 +1,5 @@
 //! The tables of schema `system` that are made for each statement: how fresh the snapshot is, which views there are and
-//! how they are doing, which tables there are.
+//! how they are doing, which tables there are, what the dataflow holds.
 
 use std::sync::Arc;
 
@@ -12,11 +12,13 @@ use schemas::table::{Table, ViewState, ViewStatus};
 
 use super::Scope;
 
+mod inside;
+
 /// Where they are.
 pub(super) const SCHEMA: &str = "system";
 
 /// What they are called.
-pub(super) const NAMES: [&str; 3] = ["snapshot", "tables", "views"];
+pub(super) const NAMES: [&str; 5] = ["arrangements", "lag", "snapshot", "tables", "views"];
 
 /// Makes one of them, unless the snapshot has a table of that name.
 pub(super) fn table(scope: &Scope, schema: &str, name: &str) -> Option<Arc<dyn TableProvider>> {
@@ -27,6 +29,8 @@ pub(super) fn table(scope: &Scope, schema: &str, name: &str) -> Option<Arc<dyn T
         "snapshot" => snapshot(scope),
         "views" => views(scope),
         "tables" => tables(scope),
+        "arrangements" => inside::arrangements(scope),
+        "lag" => inside::lag(scope),
         _ => return None,
     };
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).ok()?;
@@ -56,8 +60,8 @@ impl Columns {
         self.add(name, DataType::Int64, Arc::new(values.collect::<Int64Array>()))
     }
 
-    fn instant(self, name: &str, micros: i64) -> Self {
-        let array = TimestampMicrosecondArray::from(vec![micros]);
+    fn instants(self, name: &str, micros: impl Iterator<Item = Option<i64>>) -> Self {
+        let array = micros.collect::<TimestampMicrosecondArray>();
         self.add(name, DataType::Timestamp(TimeUnit::Microsecond, None), Arc::new(array))
     }
 
@@ -78,10 +82,10 @@ fn snapshot(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
     let moment = snapshot.moment_of(&scope.domain);
     Columns::default()
         .numbers("tick", [Some(moment.tick.0)].into_iter())
-        .instant("as_of", moment.as_of)
+        .instants("as_of", [Some(moment.as_of)].into_iter())
         .texts("complete_through", [Some(moment.complete_through.to_string())].into_iter())
         .numbers("view_errors", [count(scope.view_errors())].into_iter())
-        .instant("sources_seen_at", seen_at)
+        .instants("sources_seen_at", [Some(seen_at)].into_iter())
         .numbers("sources_behind_ms", [u64::try_from(behind / 1000).ok()].into_iter())
         .add("stalled", DataType::Boolean, Arc::new(BooleanArray::from(vec![behind > scope.stalled_after])))
         .done()
@@ -99,7 +103,7 @@ fn views(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
             _ => None,
         })
     };
-    Columns::default()
+    let columns = Columns::default()
         .texts("id", views().map(|view| Some(&view.id)))
         .texts("kind", views().map(|view| Some(view.kind)))
         .texts("table", views().map(|view| view.tables.first().map(ToString::to_string)))
@@ -125,14 +129,13 @@ fn views(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
         )
         .numbers("rows", views().map(|view| table(view).and_then(|table| count(table.live_rows))))
         .numbers("errors", views().map(|view| table(view).and_then(|table| count(table.errors))))
-        .numbers("changed_at_tick", views().map(|view| table(view).map(|table| table.changed_at.0)))
-        .done()
+        .numbers("changed_at_tick", views().map(|view| table(view).map(|table| table.changed_at.0)));
+    inside::of_views(scope, columns).done()
 }
 
 /// One row per name of a live table.
 fn tables(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
     let tables = || scope.tables.tables.iter();
-    let dead = |table: &Table| table.segments.iter().map(|segment| segment.dead.count()).sum::<usize>();
     let key = |table: &Table| {
         let names = table.schema.key.iter().filter_map(|at| table.schema.columns.get(*at));
         names.map(|column| column.name.as_str()).collect::<Vec<_>>().join(",")
@@ -143,7 +146,7 @@ fn tables(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
         .texts("key", tables().map(|(_, table)| Some(key(table))))
         .numbers("columns", tables().map(|(_, table)| count(table.schema.columns.len())))
         .numbers("rows", tables().map(|(_, table)| count(table.live_rows)))
-        .numbers("dead_rows", tables().map(|(_, table)| count(dead(table))))
+        .numbers("dead_rows", tables().map(|(_, table)| count(table.dead_rows())))
         .numbers("segments", tables().map(|(_, table)| count(table.segments.len())))
         .numbers("errors", tables().map(|(_, table)| count(table.errors)))
         .numbers("changed_at_tick", tables().map(|(_, table)| Some(table.changed_at.0)))

@@ -4,15 +4,14 @@
 //! live changes each tick walks a slice of what is being built; the slice shrinks while changes wait.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use hashbrown::HashMap;
 use schemas::{
-    id::{DocId, DomainId},
-    inside::{Explained, ProvenanceError},
+    id::DomainId,
     port::Clock,
     position::{Frontier, LaneId, Stamp, Tick},
     table::{Moment, Snapshot},
@@ -20,17 +19,21 @@ use schemas::{
 use tokio::sync::mpsc;
 
 use crate::{
-    catalog::{Catalog, table_of},
+    catalog::Catalog,
     checkpoint::{Keeper, KeptDocument, KeptTable, Slice, State, ViewKey},
     config::{DataflowConfig, Workers},
-    document::{Arriving, Content, DocKey, Record, Share},
+    document::{Arriving, Content, Record, Share},
     error::DataflowError,
     metrics::Metrics,
-    provenance::{Ask, Found, GroupTrail, Look, Looked, Window},
+    provenance::{Ask, Window},
     snapshot::Publisher,
-    view::{Command, Logic},
+    view::Command,
     worker::{Kept, Report, TickBatch},
 };
+
+mod ask;
+
+use ask::LookedUp;
 
 /// What the sources tell the clock.
 #[derive(Debug)]
@@ -73,8 +76,6 @@ struct Gathered {
     /// Documents in all of them.
     count: usize,
     slice: Option<Slice>,
-    /// Questions about documents, each with the worker that it goes to.
-    asks: Vec<(usize, Ask)>,
 }
 
 /// What came of a tick.
@@ -82,7 +83,7 @@ struct Ran {
     /// How much each worker has walked.
     walked: Vec<usize>,
     /// What each worker has looked up.
-    looked: Vec<VecDeque<Option<Looked>>>,
+    looked: LookedUp,
 }
 
 /// Runs ticks. `run_tick` hands a batch and each worker's documents to the workers, and collects their reports.
@@ -255,8 +256,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             self.day = day(batch.now);
             batch.commands.extend(self.catalog.revisit());
         }
-        let trails = asks.into_iter().filter_map(|ask| self.route(ask, &mut batch)).collect::<Vec<_>>();
-        let asks = std::mem::take(&mut batch.asks);
+        let asked = self.route(asks, &mut batch.shares);
         let changes = records > 0 || !batch.commands.is_empty();
         if let Some(keeper) = self.keeper.as_mut().filter(|_| self.scanned) {
             if changes {
@@ -264,10 +264,10 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             }
             batch.slice = if self.publisher.ready() { keeper.ask() } else { None };
         }
-        let looked = if changes || self.walking || batch.slice.is_some() || !asks.is_empty() {
+        let looked = if changes || self.walking || batch.slice.is_some() || asked.looks_up() {
             self.run_batch(batch, records)?
         } else {
-            Vec::new()
+            LookedUp::new()
         };
         if let Some(frontier) = scan_done {
             for position in frontier.positions() {
@@ -276,78 +276,13 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             self.scanned = true;
         }
         self.publish();
-        self.answer(asks, looked);
-        for (ask, trail) in trails {
-            reply(ask, Ok(Found::Groups(GroupTrail { snapshot: self.publisher.snapshot(), ..trail })));
-        }
+        self.answer(asked, looked);
         Ok(())
-    }
-
-    /// Sends a question about a document on its way to the document's home; returns one about an aggregate view with what is known
-    /// of that. Others are answered at once.
-    fn route(&self, ask: Ask, batch: &mut Gathered) -> Option<(Ask, GroupTrail)> {
-        let question = &ask.question;
-        let instance = match self.catalog.published(&question.domain, &question.view) {
-            Ok(instance) => Arc::clone(instance),
-            Err(error) => {
-                reply(ask, Err(error));
-                return None;
-            }
-        };
-        let Logic::Rows(rows) = &instance.logic else {
-            let (own, sources) = (table_of(&instance), self.catalog.sources_of(&instance));
-            return Some((ask, GroupTrail { instance, own, sources, snapshot: Arc::default() }));
-        };
-        let (domain, kind) = (question.domain.clone(), rows.kind());
-        let id = match question.key.as_deref() {
-            Some(id) => DocId::new(id).map_err(|_| ProvenanceError::UnknownDocument { kind, id: id.to_owned() }),
-            None => Err(ProvenanceError::NoKey),
-        };
-        let id = match id {
-            Ok(id) => id,
-            Err(error) => {
-                reply(ask, Err(error));
-                return None;
-            }
-        };
-        let look = Look { view: instance.no, key: DocKey { domain, kind, id } };
-        let home = self.workers.home(&look.key);
-        batch.shares.get_mut(home)?.looks.push(look);
-        batch.asks.push((home, ask));
-        None
-    }
-
-    /// Answers questions about documents with what the workers have looked up.
-    fn answer(&self, asks: Vec<(usize, Ask)>, mut looked: Vec<VecDeque<Option<Looked>>>) {
-        for (home, ask) in asks {
-            let found = match looked.get_mut(home).and_then(VecDeque::pop_front) {
-                Some(Some(looked)) => Ok(Found::Explained(Explained {
-                    provenance: looked.explained(&self.window),
-                    snapshot: self.publisher.snapshot(),
-                })),
-                Some(None) => Err(self.no_document(&ask)),
-                None => Err(ProvenanceError::Unavailable),
-            };
-            reply(ask, found);
-        }
-    }
-
-    /// Why a question about a document that never was has no answer.
-    fn no_document(&self, ask: &Ask) -> ProvenanceError {
-        let question = &ask.question;
-        match self.catalog.published(&question.domain, &question.view).map(|instance| &instance.logic) {
-            Ok(Logic::Rows(rows)) => {
-                let id = question.key.clone().unwrap_or_default();
-                ProvenanceError::UnknownDocument { kind: rows.kind(), id }
-            }
-            Ok(Logic::Groups { .. }) => ProvenanceError::Unavailable,
-            Err(error) => error,
-        }
     }
 
     fn gather(&self) -> Gathered {
         let shares = (0..self.workers.count()).map(|_| Share::default()).collect();
-        Gathered { now: self.wall.now_micros(), commands: Vec::new(), shares, count: 0, slice: None, asks: Vec::new() }
+        Gathered { now: self.wall.now_micros(), commands: Vec::new(), shares, count: 0, slice: None }
     }
 
     fn comes_from(&mut self, domain: &DomainId, database: u16) {
@@ -376,7 +311,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
 
     /// Runs a batch of so many records as one tick, and what it replaces leaves in ticks of their own right behind. Returns what
     /// each worker has looked up.
-    fn run_batch(&mut self, batch: Gathered, live: usize) -> Result<Vec<VecDeque<Option<Looked>>>, DataflowError> {
+    fn run_batch(&mut self, batch: Gathered, live: usize) -> Result<LookedUp, DataflowError> {
         if live > 0 {
             self.last_live = Instant::now();
         }
@@ -482,11 +417,6 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             self.publisher.set_ready();
         }
     }
-}
-
-/// Answers a question. Who no longer waits for the answer does not miss it.
-fn reply(ask: Ask, found: Result<Found, ProvenanceError>) {
-    drop(ask.reply.send(found));
 }
 
 /// Days since 1970 UTC: UCR's "today" (architecture, names fixed once).

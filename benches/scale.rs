@@ -198,7 +198,7 @@ fn rows(snapshot: &Snapshot, domain: &DomainId, schema: &str, name: &str) -> usi
 /// A number of `/proc/self/status`, in MB.
 fn memory(name: &str) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let found = status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().nth(1)?.parse::<f64>().ok());
+    let found = status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse::<f64>().ok());
     Ok(found.context("/proc/self/status says nothing of memory")? / 1024.0)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The rules of the domain live in the member crates; here they are configured, joined and started.
 
+mod allocator;
 mod assemble;
 mod bench;
 mod cli;
@@ -22,13 +23,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// One allocator for all threads: rows are made on one and freed on another, and hashing passwords takes aligned blocks of
-/// megabytes, which glibc's does not reuse.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+fn main() -> ExitCode {
+    allocator::settle();
+    run()
+}
 
 #[tokio::main]
-async fn main() -> ExitCode {
+async fn run() -> ExitCode {
     match cli::run(cli::Cli::parse()).await {
         Ok(code) => code,
         Err(error) => {

@@ -77,7 +77,8 @@ impl Pipeline {
         for view in tables.views.iter() {
             match &view.state {
                 ViewState::Live => {}
-                ViewState::Building { .. } => return Ok(false),
+                ViewState::Waiting | ViewState::Building(_) => return Ok(false),
+                ViewState::Paused { .. } => anyhow::bail!("the view {} is paused", view.id),
                 ViewState::Failed { message } => anyhow::bail!("the view {} cannot be maintained: {message}", view.id),
             }
         }

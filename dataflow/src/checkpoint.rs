@@ -31,7 +31,10 @@ use schemas::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::document::{DocKey, Version};
+use crate::{
+    document::{DocKey, Version},
+    view::Day,
+};
 
 pub(crate) use keep::{Keeper, Slice};
 pub(crate) use read::Reader;
@@ -124,8 +127,8 @@ pub(crate) struct State {
     pub(crate) tick: Tick,
     /// Newest stamp among the documents.
     pub(crate) stamp: Stamp,
-    /// UCR's "today", in days since 1970.
-    pub(crate) day: i64,
+    /// The day of rows that change with it.
+    pub(crate) day: Day,
     pub(crate) frontier: Frontier,
     /// Databases that each domain's documents come from.
     pub(crate) databases: Vec<(DomainId, BTreeSet<u16>)>,
@@ -168,7 +171,7 @@ pub(crate) struct Manifest {
     reader: String,
     tick: u64,
     stamp: i64,
-    day: i64,
+    day: Day,
     frontier: Vec<Position>,
     state: File,
     /// Documents, oldest first.

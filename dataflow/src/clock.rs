@@ -60,7 +60,7 @@ pub(crate) enum Event {
 /// beside them, and all that is made on the way to the tables is held until its end.
 const MAX_BATCH: usize = 8192;
 /// How long a tick may last because of walks: while changes come in, and while none do.
-const WALK_BESIDE_LIVE: Duration = Duration::from_millis(3);
+const WALK_BESIDE_LIVE: Duration = Duration::from_micros(1500);
 const WALK_ALONE: Duration = Duration::from_millis(20);
 /// Live changes count as coming in for this long after the last one.
 const LIVE_FOR: Duration = Duration::from_millis(250);
@@ -97,10 +97,11 @@ pub(crate) struct TickClock<R> {
     tick: Tick,
     frontier: Frontier,
     stamp: i64,
-    day: i64,
     scanned: bool,
-    walk: usize,
-    walking: bool,
+    /// Documents or rows walked per tick.
+    pub(crate) walk: usize,
+    /// True while something is walked for views being built, or to take back what they were given.
+    pub(crate) walking: bool,
     last_live: Instant,
     keeper: Option<Keeper>,
     /// Domains in which not everything has followed a change yet.
@@ -140,8 +141,8 @@ impl Seen {
 
 impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> TickClock<R> {
     pub(crate) fn new(
-        run_tick: R,
         config: &DataflowConfig,
+        run_tick: R,
         publisher: Arc<Publisher>,
         wall: Arc<dyn Clock>,
         metrics: Metrics,
@@ -156,11 +157,10 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             wall,
             metrics,
             workers: config.workers,
-            catalog: Catalog::new(config.workers),
+            catalog: Catalog::new(config),
             tick,
             frontier: Frontier::default(),
             stamp: 0,
-            day: day(now),
             scanned: false,
             walk: WALK_LIMITS.0,
             walking: false,
@@ -179,7 +179,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
     /// [`DataflowError`] if a worker fails.
     pub(crate) fn follow(mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), DataflowError> {
         loop {
-            let first = if self.walking {
+            let first = if self.walking || self.keeper.as_ref().is_some_and(Keeper::waits) {
                 match events.try_recv() {
                     Ok(event) => Some(event),
                     Err(mpsc::error::TryRecvError::Empty) => None,
@@ -196,8 +196,14 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
     }
 
     /// One tick with everything that has arrived.
-    fn step(&mut self, first: Option<Event>, events: &mut mpsc::Receiver<Event>) -> Result<(), DataflowError> {
+    pub(crate) fn step(
+        &mut self,
+        first: Option<Event>,
+        events: &mut mpsc::Receiver<Event>,
+    ) -> Result<(), DataflowError> {
         let mut batch = self.gather();
+        let now = batch.now;
+        batch.commands = self.catalog.prepare(now);
         let mut records = 0;
         let mut next = first;
         let mut scan_done = None;
@@ -217,7 +223,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
                     self.tick = self.tick.max(state.tick);
                     self.stamp = self.stamp.max(state.stamp.0);
                     self.databases = Arc::new(state.databases.drain(..).collect());
-                    batch.commands.extend(self.catalog.restore(*state, self.day));
+                    batch.commands.extend(self.catalog.restore(*state));
                 }
                 Event::Documents(documents, database) => {
                     records += documents.len();
@@ -252,10 +258,6 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
                 next = events.try_recv().ok();
             }
         }
-        if self.day != day(batch.now) {
-            self.day = day(batch.now);
-            batch.commands.extend(self.catalog.revisit());
-        }
         let asked = self.route(asks, &mut batch.shares);
         let changes = records > 0 || !batch.commands.is_empty();
         if let Some(keeper) = self.keeper.as_mut().filter(|_| self.scanned) {
@@ -269,6 +271,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         } else {
             LookedUp::new()
         };
+        self.settle(now)?;
         if let Some(frontier) = scan_done {
             for position in frontier.positions() {
                 self.frontier.advance(position);
@@ -309,8 +312,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         }
     }
 
-    /// Runs a batch of so many records as one tick, and what it replaces leaves in ticks of their own right behind. Returns what
-    /// each worker has looked up.
+    /// Runs a batch of so many records as one tick. Returns what each worker has looked up.
     fn run_batch(&mut self, batch: Gathered, live: usize) -> Result<LookedUp, DataflowError> {
         if live > 0 {
             self.last_live = Instant::now();
@@ -323,12 +325,18 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         let took = started.elapsed();
         self.metrics.tick(took, live, walked.iter().sum());
         self.adapt(took, walked.into_iter().max().unwrap_or_default());
+        Ok(looked)
+    }
+
+    /// Puts complete builds in their places. What they replace leaves in ticks of their own, before anything is
+    /// published.
+    fn settle(&mut self, now: i64) -> Result<(), DataflowError> {
         loop {
             let commands = self.catalog.leave();
             if commands.is_empty() {
-                return Ok(looked);
+                return Ok(());
             }
-            self.run(Gathered { commands, ..self.gather() }, 0)?;
+            self.run(Gathered { commands, now, ..self.gather() }, 0)?;
         }
     }
 
@@ -362,7 +370,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         }
         keeper.documents(taken);
         let Some(parts) = tables else { return };
-        let (definitions, keys) = self.catalog.keep();
+        let (definitions, day, keys) = self.catalog.keep();
         let mut tables: BTreeMap<ViewKey, KeptTable> = BTreeMap::new();
         for (no, part) in parts {
             let Some(key) = keys.get(&no) else { continue };
@@ -373,7 +381,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         keeper.end(State {
             tick: self.tick,
             stamp: Stamp(self.stamp),
-            day: self.day,
+            day,
             frontier: self.frontier.clone(),
             databases: self.databases.iter().map(|(domain, numbers)| (domain.clone(), numbers.clone())).collect(),
             documents,
@@ -417,9 +425,4 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             self.publisher.set_ready();
         }
     }
-}
-
-/// Days since 1970 UTC: UCR's "today" (architecture, names fixed once).
-const fn day(micros: i64) -> i64 {
-    micros.div_euclid(86_400_000_000)
 }

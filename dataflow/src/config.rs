@@ -1,6 +1,9 @@
 //! Settings of the dataflow.
 
-use std::{num::NonZeroU8, str::FromStr};
+use std::{
+    num::{NonZeroU8, NonZeroUsize},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -53,8 +56,8 @@ impl From<Workers> for u8 {
 pub struct DataflowConfig {
     /// Batches of changes that may wait in memory before the reader of the change log pauses.
     pub queue: usize,
-    /// Milliseconds from one checkpoint to the next, if anything has changed. A restart reads the newest one and what the change log
-    /// holds behind it; without any it reads every document from the primary store. 0: none are written.
+    /// Milliseconds from one checkpoint to the next, if anything has changed. A restart reads the newest one and what the
+    /// change log holds behind it; without any it reads every document from the primary store. 0: none are written.
     pub checkpoint_interval_ms: u64,
     /// Threads that share the documents out and keep the tables together, at most 255. A tick of several costs their
     /// agreement on top: more than one pays where one is busy most of the time, and each wants a core of its own.
@@ -62,11 +65,27 @@ pub struct DataflowConfig {
     /// Change records of which is remembered when readers could see them first: so far back it can be said with which record a
     /// version of a document came in. Some 80 bytes each.
     pub provenance_window: usize,
+    /// Seconds before midnight UTC at which the next day's rows of data sources that read the clock begin to be
+    /// computed, beside those of today; at midnight they take their place at once.
+    pub next_day_lead_s: u32,
+    /// Views that are built at once; further ones wait.
+    pub builds_at_once: NonZeroUsize,
+    /// Views of one domain that are built at once while others wait.
+    pub builds_per_domain: NonZeroUsize,
 }
 
 impl Default for DataflowConfig {
     fn default() -> Self {
-        Self { queue: 64, checkpoint_interval_ms: 60_000, workers: Workers::ONE, provenance_window: 100_000 }
+        let limit = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            queue: 16,
+            checkpoint_interval_ms: 60_000,
+            workers: Workers::ONE,
+            next_day_lead_s: 1800,
+            builds_at_once: limit(4),
+            builds_per_domain: limit(2),
+            provenance_window: 100_000,
+        }
     }
 }
 

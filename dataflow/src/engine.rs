@@ -248,11 +248,11 @@ impl Supervisor {
         keeper: Option<Keeper>,
     ) -> JoinHandle<Result<(), DataflowError>> {
         let (publisher, wall, config) = (Arc::clone(&self.publisher), Arc::clone(&self.clock), self.config.clone());
-        let (workers, meters) = (self.workers(), self.meters.clone());
+        let (workers, meters) = (config.workers, self.meters.clone());
         let metrics = Metrics::new(self.records.clone());
         let lead = move |mut lead: Lead<'_>| {
             let run_tick = |batch: &_, shares| lead.tick(batch, shares);
-            TickClock::new(run_tick, &config, publisher, wall, metrics, keeper).follow(&mut events)
+            TickClock::new(&config, run_tick, publisher, wall, metrics, keeper).follow(&mut events)
         };
         tokio::task::spawn_blocking(move || peers::run(workers, meters, lead))
     }

@@ -286,14 +286,15 @@ impl Evaluator {
         let mut asked_now: SmallVec<[(ViewNo, Vec<RelationKey>); 2]> = SmallVec::new();
         for no in views {
             let Some(Installed { instance, cost }) = self.instances.get(no) else { continue };
-            let Instance { logic: Logic::Rows(logic), schema, stamp_column, .. } = &**instance else { continue };
+            let Instance { logic: Logic::Rows(logic), schema, stamp_column, day, .. } = &**instance else { continue };
             let mut lookup =
                 Lookups { subject: key, answers: subject.map(|s| &s.answers), asked: Vec::new(), newest: Stamp(0) };
+            let now = day.map_or(self.now, |day| day.nearest(self.now));
             let mut outcome = cost.evaluation(|| match (version, logic) {
                 (None, _) => Ok(Vec::new()),
-                (Some(version), RowLogic::Source(source)) => source
-                    .evaluate(&version.doc, version.stamp, self.now, &mut lookup)
-                    .map_err(|error| error.to_string()),
+                (Some(version), RowLogic::Source(source)) => {
+                    source.evaluate(&version.doc, version.stamp, now, &mut lookup).map_err(|error| error.to_string())
+                }
                 (Some(version), RowLogic::Documents(_)) => Ok(vec![document_row(schema, key.id.as_str(), version)]),
             });
             let own = version.map_or(Stamp(0), |version| version.stamp);

@@ -219,6 +219,7 @@ mod tests {
             logic: Logic::Rows(RowLogic::Documents(DocKind::User)),
             schema: Arc::new(TableSchema { columns, key: vec![0] }),
             stamp_column: None,
+            day: None,
         }))
     }
 

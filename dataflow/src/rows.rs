@@ -86,6 +86,8 @@ struct Held {
     feeds: Vec<Feed>,
     /// Documents that failed to evaluate: why, and the stamp of the newest document that was read.
     failed: HashMap<Arc<str>, (Arc<str>, Stamp)>,
+    /// True once the table is published: readers see errors of what they can read.
+    is_published: bool,
     /// True of rows of documents, false of groups.
     is_rows: bool,
 }
@@ -116,6 +118,7 @@ impl Tables {
             id: instance.id.clone(),
             feeds: Vec::new(),
             failed: HashMap::new(),
+            is_published: false,
             is_rows: matches!(instance.logic, Logic::Rows(_)),
         };
         self.held.insert(instance.no, held);
@@ -133,14 +136,11 @@ impl Tables {
     ) -> Result<(), TableError> {
         let Some(held) = self.held.get_mut(&no) else { return Ok(()) };
         held.writer.restore(tick, &kept.segments, &is_ours, document)?;
-        let mut errors: Vec<KeyedRows> = Vec::new();
         for Failure { document, message, at } in kept.failed.iter().filter(|failure| is_ours(&failure.document)) {
             held.failed.insert(Arc::clone(document), (Arc::clone(message), *at));
-            errors.push((error_key(no, document), vec![error_row(&held.id, document, message, at.0)]));
         }
         held.writer.errors = held.failed.len();
-        let domain = held.domain.clone();
-        self.write_errors(tick, domain, &errors)
+        Ok(())
     }
 
     /// The tables of row views as they stand, for a checkpoint.
@@ -173,6 +173,9 @@ impl Tables {
     pub(crate) fn retire(&mut self, no: ViewNo, tick: Tick) -> Result<(), TableError> {
         let Some(held) = self.held.remove(&no) else { return Ok(()) };
         self.dirty.remove(&no);
+        if !held.is_published {
+            return Ok(());
+        }
         let withdrawn: Vec<_> = held.failed.keys().map(|document| (error_key(no, document), Vec::new())).collect();
         self.write_errors(tick, held.domain, &withdrawn)
     }
@@ -189,6 +192,18 @@ impl Tables {
     /// Id of a view.
     pub(crate) fn id(&self, no: ViewNo) -> Option<&str> {
         self.held.get(&no).map(|held| held.id.as_str())
+    }
+
+    /// Lets readers see the errors of a view, from the tick on in which its table is published.
+    pub(crate) fn reveal(&mut self, no: ViewNo, tick: Tick) -> Result<(), TableError> {
+        let Some(held) = self.held.get_mut(&no) else { return Ok(()) };
+        held.is_published = true;
+        let row = |(document, (message, at)): (&Arc<str>, &(Arc<str>, Stamp))| {
+            (error_key(no, document), vec![error_row(&held.id, document, message, at.0)])
+        };
+        let errors: Vec<KeyedRows> = held.failed.iter().map(row).collect();
+        let domain = held.domain.clone();
+        self.write_errors(tick, domain, &errors)
     }
 
     /// True if the document has rows, or an error, in the view.
@@ -241,15 +256,17 @@ impl Tables {
                 let Some(change) = last.remove(&document) else { continue };
                 let new = match change.outcome {
                     Ok(new) => {
-                        if held.failed.remove(&document).is_some() {
+                        if held.failed.remove(&document).is_some() && held.is_published {
                             errors.push((error_key(no, &document), Vec::new()));
                         }
                         new
                     }
                     Err(message) => {
                         held.failed.insert(Arc::clone(&document), (message.as_str().into(), change.stamp));
-                        let row = error_row(&held.id, &document, &message, change.stamp.0);
-                        errors.push((error_key(no, &document), vec![row]));
+                        if held.is_published {
+                            let row = error_row(&held.id, &document, &message, change.stamp.0);
+                            errors.push((error_key(no, &document), vec![row]));
+                        }
                         Vec::new()
                     }
                 };

@@ -10,7 +10,10 @@ use schemas::{
     id::DomainId,
     row::{Cell, Column, ColumnType, Row, TableSchema},
 };
-use udf::{DataSource, Gate, aggregate_view::AggregateView};
+use udf::{
+    DataSource, Gate,
+    aggregate_view::{AggregateView, UPDATED_AT},
+};
 
 use crate::{checkpoint::KeptTable, document::Version, relation::RelationKind};
 
@@ -18,25 +21,57 @@ use crate::{checkpoint::KeptTable, document::Version, relation::RelationKind};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub(crate) struct ViewNo(pub(crate) u32);
 
+/// Microseconds of a day.
+const DAY_MICROS: i64 = 86_400_000_000;
+
+/// A UTC day, which is UCR's "today" (architecture, names fixed once).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Day(i64);
+
+impl Day {
+    /// The day of an instant, microseconds since 1970 UTC.
+    pub(crate) const fn of(micros: i64) -> Self {
+        Self(micros.div_euclid(DAY_MICROS))
+    }
+
+    /// The instant of this day that is nearest to `micros`.
+    pub(crate) fn nearest(self, micros: i64) -> i64 {
+        let start = self.0.saturating_mul(DAY_MICROS);
+        micros.clamp(start, start.saturating_add(DAY_MICROS - 1))
+    }
+}
+
 /// How an instance makes its rows.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Logic {
     /// Rows of one document (and those it reads).
     Rows(RowLogic),
     /// Groups over the rows of other instances.
     Groups {
         /// The compiled definition, over the columns that it reads.
-        view: Box<AggregateView>,
+        view: Arc<AggregateView>,
         /// The instance behind each of its sources, and the columns that are read of it.
         inputs: Vec<(ViewNo, Arc<[usize]>)>,
     },
 }
 
+impl Logic {
+    /// Name of the column that grows with every change of a row.
+    pub(crate) const fn stamp_column(&self) -> &'static str {
+        match self {
+            Self::Rows(RowLogic::Source(_)) => "inserted_at",
+            Self::Rows(RowLogic::Documents(_)) => "indexed_on",
+            Self::Groups { .. } => UPDATED_AT,
+        }
+    }
+}
+
 /// What turns a document into rows.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum RowLogic {
     /// A UCR data source.
-    Source(Box<DataSource>),
+    Source(Arc<DataSource>),
     /// The built-in table of all documents of a kind.
     Documents(DocKind),
 }
@@ -96,6 +131,8 @@ pub(crate) struct Instance {
     pub(crate) schema: Arc<TableSchema>,
     /// Column that grows with every change of a row.
     pub(crate) stamp_column: Option<usize>,
+    /// The day that its rows are of, if they change with the day.
+    pub(crate) day: Option<Day>,
 }
 
 /// What workers are told at the beginning of a tick.
@@ -109,8 +146,12 @@ pub(crate) enum Command {
     Retire(ViewNo),
     /// All workers have taken back what a retired aggregate view was given: nothing of it comes any more.
     Forget(ViewNo),
-    /// Evaluate every document of a row view again, because the day has changed.
-    Revisit(Arc<Instance>),
+    /// Stop walking documents for an instance; it follows live changes all the same.
+    Hold(ViewNo),
+    /// Go on walking.
+    Resume(ViewNo),
+    /// The table of an instance is published from this tick on.
+    Publish(ViewNo),
 }
 
 /// The built-in tables: each is called after a kind of document and has all documents of that kind.

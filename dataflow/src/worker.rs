@@ -144,7 +144,7 @@ struct RowWalk {
     end: usize,
 }
 
-/// Work that goes on in slices beside live changes, oldest first.
+/// Work that goes on in slices beside live changes, in turns.
 enum Walk {
     /// Evaluates every document of a kind for a view.
     Documents { view: ViewNo, domain: DomainId, kind: DocKind, next: usize, total: usize },
@@ -197,6 +197,8 @@ pub(crate) struct Engine {
     walks: VecDeque<Walk>,
     /// Retired aggregate views that are being taken back what they were given.
     withdrawing: BTreeSet<ViewNo>,
+    /// Views whose documents are not walked for now.
+    held: BTreeSet<ViewNo>,
     /// Indexes by table, key columns and columns read. The same on every worker.
     indexes: HashMap<IndexKey, IndexNo>,
     next_index: u32,
@@ -239,6 +241,7 @@ impl Engine {
             probe,
             walks: VecDeque::new(),
             withdrawing: BTreeSet::new(),
+            held: BTreeSet::new(),
             indexes: HashMap::new(),
             next_index: 0,
             progress: BTreeMap::new(),
@@ -299,7 +302,7 @@ impl Engine {
             progress: self.progress.iter().map(|(view, (done, total))| (*view, *done, *total)).collect(),
             completed: ended,
             withdrawn,
-            walking: !self.walks.is_empty() || !behind.is_empty(),
+            walking: self.next_walk().is_some() || !behind.is_empty(),
             walked: told + walked,
             behind,
             kept,
@@ -347,7 +350,9 @@ impl Engine {
             Command::Restore(instance, kept) => self.restore(instance, kept, tick)?,
             Command::Retire(no) => self.retire(*no, tick)?,
             Command::Forget(no) => self.state.aggregates.borrow_mut().forget(*no),
-            Command::Revisit(instance) => self.visit_all(instance),
+            Command::Hold(no) => drop(self.held.insert(*no)),
+            Command::Resume(no) => drop(self.held.remove(no)),
+            Command::Publish(no) => self.state.tables.borrow_mut().reveal(*no, tick)?,
         }
         Ok(())
     }
@@ -442,6 +447,7 @@ impl Engine {
     fn retire(&mut self, no: ViewNo, tick: Tick) -> Result<(), TableError> {
         self.walks.retain(|walk| !matches!(walk, Walk::Documents { view, .. } if *view == no));
         self.progress.remove(&no);
+        self.held.remove(&no);
         let mut evaluator = self.state.evaluator.borrow_mut();
         if let Some((domain, asked)) = evaluator.retire(no) {
             let gone = self.state.relations.borrow_mut().unwant(&domain, &asked);
@@ -492,11 +498,20 @@ impl Engine {
         most
     }
 
+    /// Place of the walk that goes on next. Rows are walked for held views too: others may read the same index; and so are
+    /// contributions, for other views may ask the same.
+    fn next_walk(&self) -> Option<usize> {
+        let is_held = |walk: &Walk| matches!(walk, Walk::Documents { view, .. } if self.held.contains(view));
+        self.walks.iter().position(|walk| !is_held(walk))
+    }
+
     /// Walks up to `budget` documents or rows; returns how many, and the views whose walks ended.
     fn walk(&mut self, budget: usize) -> (usize, Vec<ViewNo>) {
         let mut left = budget;
         let mut ended = Vec::new();
-        while let Some(walk) = self.walks.front_mut() {
+        while let Some(place) = self.next_walk()
+            && let Some(walk) = self.walks.get_mut(place)
+        {
             let (next, total) = walk.range();
             let end = total.min(next + left);
             if end > next {
@@ -527,9 +542,15 @@ impl Engine {
             let view = walk.view();
             if end < total {
                 self.count_progress(view);
+                // Builds take turns, so that a small one does not wait for a large one. Rows are walked to their end:
+                // what is taken back comes behind what was given.
+                if end > next && matches!(self.walks.get(place), Some(Walk::Documents { .. })) {
+                    let walk = self.walks.remove(place);
+                    self.walks.extend(walk);
+                }
                 break;
             }
-            self.walks.pop_front();
+            self.walks.remove(place);
             self.count_progress(view);
             if !self.walks.iter().any(|walk| walk.view() == view) && self.progress.contains_key(&view) {
                 ended.push(view);

@@ -8,14 +8,15 @@ use std::{collections::HashMap, sync::Arc};
 
 use schemas::{
     change::DocKind,
+    definition::Control,
     error::{Classify, ErrorClass},
     id::{DocId, DomainId, ViewName},
     position::Position,
     row::TableSchema,
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio_postgres::types::Type;
-use udf::{DataSource, NameKind, SpecErrors, aggregate_view::AggregateView};
+use udf::{DataSource, NameKind, SpecErrors, SpecProblem, aggregate_view::AggregateView};
 
 use crate::{
     Ingest,
@@ -40,6 +41,12 @@ pub enum DefinitionError {
     /// The domain has too many.
     #[error("the domain has {MAX_DEFINITIONS} definitions of this kind, which is the most; delete one first")]
     TooMany,
+    /// A preview compares with what is there.
+    #[error("there is no definition under this id to compare with; put it without `preview`")]
+    NothingToCompare,
+    /// There is no preview to discard.
+    #[error("there is no preview under this id")]
+    NoPreview,
     /// It could not be stored.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -61,7 +68,8 @@ impl Classify for DefinitionError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Invalid(_) | Self::NotADefinition => ErrorClass::BadRequest,
-            Self::TooMany => ErrorClass::Conflict,
+            Self::TooMany | Self::NothingToCompare => ErrorClass::Conflict,
+            Self::NoPreview => ErrorClass::NotFound,
             Self::Write(error) => error.class(),
         }
     }
@@ -78,7 +86,8 @@ pub struct Definition {
 
 impl Ingest {
     /// Checks and stores the definition of a live table; returns where the change is in the log. Putting what is already
-    /// stored is a change like any other.
+    /// stored is a change like any other. With `"preview": true` the stored definition stays, and this one is stored
+    /// inside it, to be built beside and compared.
     ///
     /// # Errors
     /// [`DefinitionError`]; nothing was stored then.
@@ -99,11 +108,52 @@ impl Ingest {
         document.insert(name.to_owned(), id.as_str().into());
         document.insert("domain".to_owned(), domain.as_str().into());
         let known = self.definitions(domain, kind).await?;
+        if let Some(Value::Bool(wanted)) = document.get("preview") {
+            let wanted = *wanted;
+            document.remove("preview");
+            if wanted {
+                document.remove("paused");
+                let stored = known.into_iter().find(|definition| definition.id == id.as_str());
+                let Some(Definition { document: Value::Object(mut stored), .. }) = stored else {
+                    return Err(DefinitionError::NothingToCompare);
+                };
+                self.check(domain, kind, Value::Object(document.clone())).await?;
+                stored.insert("preview".to_owned(), Value::Object(document));
+                return self.write_definition(domain, settings.lane, kind, id, Action::Put(stored)).await;
+            }
+        }
         if known.len() >= MAX_DEFINITIONS && !known.iter().any(|definition| definition.id == id.as_str()) {
             return Err(DefinitionError::TooMany);
         }
-        self.check(domain, kind, &document).await?;
+        let mut checked = Value::Object(document.clone());
+        let control = Control::take(&mut checked).map_err(|error| {
+            let pointer = format!("/{}", error.key);
+            SpecErrors::from(vec![SpecProblem { pointer, message: error.to_string() }])
+        })?;
+        for document in [Some(checked), control.preview].into_iter().flatten() {
+            self.check(domain, kind, document).await?;
+        }
         self.write_definition(domain, settings.lane, kind, id, Action::Put(document)).await
+    }
+
+    /// Discards the preview of a definition; returns where the change is in the log.
+    ///
+    /// # Errors
+    /// [`DefinitionError::NoPreview`], [`DefinitionError::Write`].
+    pub async fn discard_preview(
+        &self,
+        domain: &DomainId,
+        kind: DocKind,
+        id: &ViewName,
+    ) -> Result<Position, DefinitionError> {
+        let settings = self.domains.get(domain).await?;
+        let known = self.definitions(domain, kind).await?;
+        let stored = known.into_iter().find(|definition| definition.id == id.as_str());
+        let Some(Definition { document: Value::Object(mut stored), .. }) = stored else {
+            return Err(DefinitionError::NoPreview);
+        };
+        stored.remove("preview").ok_or(DefinitionError::NoPreview)?;
+        self.write_definition(domain, settings.lane, kind, id, Action::Put(stored)).await
     }
 
     /// Deletes a definition, and with it its live table; returns where the change is in the log.
@@ -162,13 +212,7 @@ impl Ingest {
         Ok(receipt.position.ok_or(WriteError::Internal)?)
     }
 
-    async fn check(
-        &self,
-        domain: &DomainId,
-        kind: DocKind,
-        document: &Map<String, Value>,
-    ) -> Result<(), DefinitionError> {
-        let document = Value::Object(document.clone());
+    async fn check(&self, domain: &DomainId, kind: DocKind, document: Value) -> Result<(), DefinitionError> {
         let names = self.registry(domain).await?;
         if kind == DocKind::DataSource {
             DataSource::compile_in(&document, &names)?;

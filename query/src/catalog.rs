@@ -17,7 +17,7 @@ use futures::FutureExt;
 use schemas::{
     id::DomainId,
     port::ViewReader,
-    table::{DomainTables, Snapshot, TableName, ViewState},
+    table::{DomainTables, PREVIEW_SCHEMAS, Progress, Snapshot, TableName, ViewState},
 };
 
 use crate::{closest::closest, error::QueryError, table::LiveTable};
@@ -81,7 +81,12 @@ impl Scope {
         let view =
             self.tables.views.iter().find(|view| view.tables.iter().any(named) || view.id == reference.table())?;
         Some(match &view.state {
-            ViewState::Building { done, total, .. } => format!("it is being built, {done} of {total} documents so far"),
+            ViewState::Waiting => "it will be built when others are complete".to_owned(),
+            ViewState::Paused { source: None } => "it is paused; put its definition without `paused`".to_owned(),
+            ViewState::Paused { source: Some(source) } => format!("it reads `{source}`, which is paused"),
+            ViewState::Building(Progress { done, total, .. }) => {
+                format!("it is being built, {done} of {total} documents so far")
+            }
             ViewState::Failed { message } => message.clone(),
             ViewState::Live => return None,
         })
@@ -126,10 +131,12 @@ impl Scope {
     }
 }
 
-/// Documents that some table of a domain could not evaluate; a table with several names counts once.
+/// Documents that some table of a domain could not evaluate; a table with several names counts once, a preview does
+/// not.
 pub(crate) fn view_errors(tables: &DomainTables) -> usize {
     let mut seen = hashbrown::HashSet::new();
-    let failed = tables.tables.iter().map(|(_, table)| table).filter(|table| table.errors > 0);
+    let published = tables.tables.iter().filter(|(name, _)| !PREVIEW_SCHEMAS.contains(&&*name.schema));
+    let failed = published.map(|(_, table)| table).filter(|table| table.errors > 0);
     failed.filter(|table| seen.insert(Arc::as_ptr(table))).map(|table| table.errors).sum()
 }
 

@@ -8,6 +8,8 @@
 
 pub mod change;
 pub mod credentials;
+pub mod definition;
+pub mod difference;
 pub mod doc;
 pub mod error;
 pub mod id;

@@ -198,27 +198,72 @@ impl Table {
     }
 }
 
+/// How far a build is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// Documents evaluated so far.
+    pub done: u64,
+    /// Documents to evaluate.
+    pub total: u64,
+    /// Documents per second so far.
+    pub rate: u64,
+    /// How long the rest takes at that rate; not known before the first document.
+    pub seconds_left: Option<u64>,
+    /// When it began, microseconds since 1970 UTC.
+    #[serde(serialize_with = "instant")]
+    pub started_at: i64,
+}
+
+/// An instant as people read it.
+fn instant<S: serde::Serializer>(micros: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&crate::time::format_micros(*micros))
+}
+
 /// What became of a view definition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum ViewState {
+    /// Its build begins when others are complete.
+    Waiting,
     /// Rows are being computed beside the published version.
-    Building {
-        /// Documents evaluated so far.
-        done: u64,
-        /// Documents to evaluate.
-        total: u64,
-        /// Documents per second so far.
-        rate: u64,
-    },
+    Building(Progress),
     /// The published table is this definition's.
     Live,
+    /// Its last table stays as it is until the definition says otherwise.
+    Paused {
+        /// The data source that is paused, if the view itself is not.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
+    },
     /// The definition cannot be maintained; what to do is in the message.
     Failed {
         /// The reason.
         message: String,
     },
 }
+
+/// How the build of a preview is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum PreviewState {
+    /// It begins when others are complete.
+    Waiting,
+    /// Rows are being computed.
+    Building(Progress),
+    /// All rows are there, and follow every change.
+    Complete {
+        /// Where they are read.
+        table: TableName,
+    },
+    /// The definition cannot be maintained.
+    Failed {
+        /// The reason.
+        message: String,
+    },
+}
+
+/// Schemas of previews: of data sources, and of aggregate views.
+pub const PREVIEW_SCHEMAS: [&str; 2] = ["ucr_preview", "views_preview"];
 
 /// One installed view and how it is doing.
 #[derive(Clone, Debug, Serialize)]
@@ -232,6 +277,12 @@ pub struct ViewStatus {
     /// Progress.
     #[serde(flatten)]
     pub state: ViewState,
+    /// Another definition that is built to be compared, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preview: Option<PreviewState>,
+    /// The definition of the published table, if there is one.
+    #[serde(skip)]
+    pub published: Option<Arc<serde_json::Value>>,
 }
 
 /// The tables of a domain by every name they have; real names and aliases share a table.
@@ -297,6 +348,15 @@ pub struct DomainTables {
     /// Where the tables stand while so much of the domain follows one change that it takes many ticks; elsewhere they stand
     /// where the snapshot does.
     pub behind: Option<Moment>,
+}
+
+impl DomainTables {
+    /// The published table of a view, and that of its preview when all rows are there.
+    #[must_use]
+    pub fn previewed(&self, view: &ViewStatus) -> Option<(&Arc<Table>, &Arc<Table>)> {
+        let Some(PreviewState::Complete { table }) = &view.preview else { return None };
+        Some((view.tables.iter().find_map(|name| self.tables.get(name))?, self.tables.get(table)?))
+    }
 }
 
 /// A point in the history of all domains.

@@ -12,6 +12,7 @@ mod bench;
 #[allow(dead_code, reason = "shared with the tests of the Kafka source, which use all of it")]
 #[path = "../kafka/broker.rs"]
 mod broker;
+mod builds;
 mod crash;
 mod directory;
 mod feeds;

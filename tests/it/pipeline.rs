@@ -258,7 +258,8 @@ async fn add(server: &Server, committed: &mut Committed) {
     let child = &children[0];
     let mother = committed.world.cases[child]["indices"][0]["referenced_id"].as_str().unwrap().to_owned();
     update(server, "rename-child", child, &[("case_name", "Renamed child")]).await;
-    let raised = update(server, "raise-risk", &mother, &[("case_name", "Renamed mother"), ("risk_level", "extreme")]).await;
+    let raised =
+        update(server, "raise-risk", &mother, &[("case_name", "Renamed mother"), ("risk_level", "extreme")]).await;
     let last = update(server, "change-cost", "referral-0", &[("cost", "1000")]).await;
     let rows = committed.compare(server, &REFERRALS, Some(last)).await.rows;
     let row = rows.iter().find(|row| row["doc_id"] == "referral-0").unwrap();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use schemas::{change::DocKind, id::DomainId, inside::ProvenanceError, table::TableName};
 
-use super::{Catalog, names};
+use super::{Catalog, inputs, status::names};
 use crate::view::Instance;
 
 impl Catalog {
@@ -27,7 +27,7 @@ impl Catalog {
 
     /// The tables of the sources of an aggregate view, the base table first.
     pub(crate) fn sources_of(&self, instance: &Instance) -> Vec<TableName> {
-        let inputs = self.inputs(instance.no).filter_map(|input| self.instances.get(input));
+        let inputs = inputs(&self.instances, instance.no).filter_map(|input| self.instances.get(&input));
         inputs.filter_map(|installed| table_of(&installed.instance)).collect()
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Documents that each worker gives at most in a tick.
-const SLICE: usize = 16_384;
+const SLICE: usize = 4_096;
 
 /// What workers are asked for in a tick.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +32,8 @@ pub(crate) struct Keeper {
     /// Something has changed since the last one.
     changed: bool,
     open: bool,
+    /// The writer is gone, and so are checkpoints until the next start.
+    ended: bool,
 }
 
 impl Keeper {
@@ -40,7 +42,7 @@ impl Keeper {
         let changed = writer.outcome.whole_next.load(Ordering::Acquire);
         // Who starts from a checkpoint has time until the next one; who has none has not.
         let last = (!changed).then(Instant::now);
-        Self { writer, every, last, changed, open: false }
+        Self { writer, every, last, changed, open: false, ended: false }
     }
 
     /// Notes that the state has changed.
@@ -48,12 +50,17 @@ impl Keeper {
         self.changed = true;
     }
 
+    /// True while documents are left to give and the writer takes them: ticks need not wait for changes.
+    pub(crate) fn waits(&self) -> bool {
+        self.open && !self.ended && self.writer.parts.capacity() > 1
+    }
+
     /// What the next tick is asked for.
     pub(crate) fn ask(&mut self) -> Option<Slice> {
-        let outcome = &self.writer.outcome;
-        if self.open {
-            return (self.writer.parts.capacity() > 1).then_some(Slice { most: SLICE, whole: false });
+        if self.open || self.ended {
+            return self.waits().then_some(Slice { most: SLICE, whole: false });
         }
+        let outcome = &self.writer.outcome;
         let whole = outcome.whole_next.load(Ordering::Acquire);
         let due = self.last.is_none_or(|last| last.elapsed() >= self.every);
         if !self.changed || !due || outcome.busy.load(Ordering::Acquire) {
@@ -78,10 +85,11 @@ impl Keeper {
         self.give(Part::End(Box::new(state)));
     }
 
-    fn give(&self, part: Part) {
+    fn give(&mut self, part: Part) {
         // There is room: a slice is asked for only then, and nobody else gives.
         if self.writer.parts.try_send(part).is_err() {
             tracing::error!("the writer of checkpoints has ended; there will be no more until the next start");
+            self.ended = true;
         }
     }
 }

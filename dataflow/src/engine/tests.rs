@@ -34,6 +34,10 @@ mod restart;
 
 use restart::Blobs;
 
+mod builds;
+mod days;
+mod driven;
+
 const DOMAIN: &str = "demo";
 
 /// A clock that tests set.
@@ -244,6 +248,11 @@ fn touches(form: &Value, case_id: &str) -> bool {
 
 /// The rows of a data source; a document that fails has none.
 fn rows_of(source: &DataSource, documents: &Present) -> Vec<Row> {
+    rows_at(source, documents, 0)
+}
+
+/// The same at an instant.
+fn rows_at(source: &DataSource, documents: &Present, now: i64) -> Vec<Row> {
     let mut rows = Vec::new();
     for ((kind, _), (stamp, body)) in documents {
         if *kind != source.kind() {
@@ -251,7 +260,7 @@ fn rows_of(source: &DataSource, documents: &Present) -> Vec<Row> {
         }
         let doc = Doc::from_value(body).unwrap();
         let mut all = All(documents, *stamp);
-        let Ok(made) = source.evaluate(&doc, Stamp(*stamp), 0, &mut all) else { continue };
+        let Ok(made) = source.evaluate(&doc, Stamp(*stamp), now, &mut all) else { continue };
         let column = source.schema().position("inserted_at").unwrap();
         rows.extend(made.into_iter().map(|row| {
             let mut cells = row.to_vec();
@@ -715,8 +724,12 @@ async fn settled(dataflow: &Dataflow, position: Position) -> Arc<Snapshot> {
 
 /// With checkpoints, if there is a place for them, as often as can be.
 fn config(workers: i64) -> DataflowConfig {
-    let defaults = DataflowConfig::default();
-    DataflowConfig { queue: 4, workers: workers.try_into().unwrap(), checkpoint_interval_ms: 1, ..defaults }
+    DataflowConfig {
+        queue: 4,
+        workers: workers.try_into().unwrap(),
+        checkpoint_interval_ms: 1,
+        ..DataflowConfig::default()
+    }
 }
 
 /// Follows the steps with one worker, with two and with three.

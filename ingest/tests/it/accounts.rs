@@ -245,6 +245,32 @@ async fn definitions_are_put_listed_and_deleted() {
     let one = service.call("GET", "/a/demo/ucr/data-sources/again/", "").await.json();
     assert_eq!((&one["definition"]["table_id"], &one["status"]), (&"again".into(), &json!(null)));
 
+    let mut paused: serde_json::Value = serde_json::from_str(source).unwrap();
+    paused["paused"] = json!(true);
+    let put = service.call("PUT", "/a/demo/ucr/data-sources/again", paused.to_string()).await;
+    let (_, _, body) = documents(&service.record(put.position()).await, DocKind::DataSource).remove(0);
+    assert_eq!(body["paused"], true);
+    paused["paused"] = json!("please");
+    let bad = service.call("PUT", "/a/demo/ucr/data-sources/again", paused.to_string()).await;
+    assert_eq!((bad.status, &bad.json()["problems"][0]["pointer"]), (StatusCode::BAD_REQUEST, &"/paused".into()));
+    let cancelled = service.call("POST", "/a/demo/ucr/data-sources/again/cancel", "").await;
+    assert_eq!(cancelled.status, StatusCode::NOT_FOUND, "nothing builds views in this process");
+
+    // A preview is stored inside the definition that it may replace.
+    let path = "/a/demo/ucr/data-sources/again";
+    assert_eq!(service.call("PUT", &format!("{path}er?preview=true"), *source).await.status, StatusCode::CONFLICT);
+    let put = service.call("PUT", &format!("{path}?preview=true"), *source).await;
+    let (_, _, body) = documents(&service.record(put.position()).await, DocKind::DataSource).remove(0);
+    assert_eq!((&body["paused"], &body["preview"]["table_id"]), (&json!(true), &json!("again")));
+    let mut bad: serde_json::Value = serde_json::from_str(source).unwrap();
+    (bad["preview"], bad["referenced_doc_type"]) = (json!(true), json!("Nonsense"));
+    assert_eq!(service.call("PUT", path, bad.to_string()).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(service.call("GET", &format!("{path}/preview"), "").await.status, StatusCode::NOT_FOUND);
+    let gone = service.call("DELETE", &format!("{path}/preview"), "").await;
+    let (_, _, body) = documents(&service.record(gone.position()).await, DocKind::DataSource).remove(0);
+    assert_eq!((&body["paused"], &body["preview"]), (&json!(true), &json!(null)));
+    assert_eq!(service.call("DELETE", &format!("{path}/preview"), "").await.status, StatusCode::NOT_FOUND);
+
     let bad = service.call("PUT", "/a/demo/ucr/data-sources/bad", r#"{"referenced_doc_type": "Nonsense"}"#).await;
     assert_eq!(bad.status, StatusCode::BAD_REQUEST);
     assert!(bad.json()["problems"][0]["pointer"].is_string(), "{bad:?}");

@@ -13,12 +13,15 @@ use schemas::table::{Table, ViewState, ViewStatus};
 use super::Scope;
 
 mod inside;
+mod previews;
+
+use previews::Previews;
 
 /// Where they are.
 pub(super) const SCHEMA: &str = "system";
 
 /// What they are called.
-pub(super) const NAMES: [&str; 5] = ["arrangements", "lag", "snapshot", "tables", "views"];
+pub(super) const NAMES: [&str; 6] = ["arrangements", "lag", "snapshot", "tables", "view_previews", "views"];
 
 /// Makes one of them, unless the snapshot has a table of that name.
 pub(super) fn table(scope: &Scope, schema: &str, name: &str) -> Option<Arc<dyn TableProvider>> {
@@ -31,6 +34,7 @@ pub(super) fn table(scope: &Scope, schema: &str, name: &str) -> Option<Arc<dyn T
         "tables" => tables(scope),
         "arrangements" => inside::arrangements(scope),
         "lag" => inside::lag(scope),
+        "view_previews" => return Some(Arc::new(Previews::new(&scope.tables))),
         _ => return None,
     };
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).ok()?;
@@ -97,9 +101,9 @@ fn views(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
     let table = |view: &ViewStatus| -> Option<&Arc<Table>> {
         view.tables.iter().find_map(|name| scope.tables.tables.get(name))
     };
-    let progress = |of: fn((u64, u64, u64)) -> u64| {
-        views().map(move |view| match view.state {
-            ViewState::Building { done, total, rate } => Some(of((done, total, rate))),
+    let progress = || {
+        views().map(|view| match &view.state {
+            ViewState::Building(progress) => Some(progress),
             _ => None,
         })
     };
@@ -111,19 +115,24 @@ fn views(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
             "state",
             views().map(|view| {
                 Some(match view.state {
-                    ViewState::Building { .. } => "building",
+                    ViewState::Waiting => "waiting",
+                    ViewState::Building(_) => "building",
+                    ViewState::Paused { .. } => "paused",
                     ViewState::Live => "live",
                     ViewState::Failed { .. } => "failed",
                 })
             }),
         )
-        .numbers("done", progress(|(done, ..)| done))
-        .numbers("total", progress(|(_, total, _)| total))
-        .numbers("rate", progress(|(.., rate)| rate))
+        .numbers("done", progress().map(|progress| Some(progress?.done)))
+        .numbers("total", progress().map(|progress| Some(progress?.total)))
+        .numbers("rate", progress().map(|progress| Some(progress?.rate)))
+        .numbers("seconds_left", progress().map(|progress| progress?.seconds_left))
+        .instants("started_at", progress().map(|progress| Some(progress?.started_at)))
         .texts(
             "message",
             views().map(|view| match &view.state {
-                ViewState::Failed { message } => Some(message),
+                ViewState::Failed { message } => Some(message.clone()),
+                ViewState::Paused { source: Some(source) } => Some(format!("it reads `{source}`, which is paused")),
                 _ => None,
             }),
         )

@@ -95,7 +95,7 @@ async fn what_is_held_and_what_it_costs_is_in_sql() {
             "table|views.visits_by_month|2|0|true||",
             "documents|case|4||true||",
             "groups|visits_by_month|2||||",
-            "evaluation|visits|8|||20.5|2.5625",
+            "evaluation|visits|8|||20.0|2.5",
             "evaluation|slow|0|||0.0|",
         ]
     );
@@ -104,7 +104,7 @@ async fn what_is_held_and_what_it_costs_is_in_sql() {
     assert_eq!(sql.rows(bytes).await, [format!("{of_columns}|7")]);
     assert_eq!(
         sql.rows("select id, cpu_us_per_change, bytes from system.views order by id").await,
-        ["bad||".to_owned(), "slow||".to_owned(), format!("visits|2.5625|{}", of_columns + 7)]
+        ["bad||".to_owned(), "slow||".to_owned(), format!("visits|2.5|{}", of_columns + 7)]
     );
 }
 

@@ -4,7 +4,10 @@ use std::sync::{Arc, atomic::Ordering};
 
 use arrow::util::pretty::pretty_format_batches;
 use datafusion::common::ScalarValue;
-use schemas::{id::DomainId, table::Table};
+use schemas::{
+    id::DomainId,
+    table::{PreviewState, Table, TableName},
+};
 
 use super::world::{self, FakeViews, MapIndex, visit, visits};
 use crate::{
@@ -144,6 +147,10 @@ async fn names_are_found_along_the_search_path() {
         ["bad|failed|||no such column|", "slow|building|5|10||", "visits|live||||5"]
     );
     assert_eq!(
+        sql.rows("select rate, seconds_left, started_at from views where state = 'building'").await,
+        ["2|3|1970-01-01T00:00:01"]
+    );
+    assert_eq!(
         sql.rows("select tick, complete_through, view_errors, stalled from snapshot").await,
         ["41|m1.0-0.41|3|true"]
     );
@@ -154,6 +161,39 @@ async fn names_are_found_along_the_search_path() {
     assert_eq!(sql.rows(columns).await, ["Int32"]);
     assert!(sql.rows("show tables").await.iter().any(|row| row.contains("visits_by_month")));
     assert_eq!(sql.rows("select current_database(), current_schema(), current_user").await, ["demo|ucr|admin@demo"]);
+}
+
+#[tokio::test]
+async fn previews_are_compared_with_what_is_published() {
+    let sql = Sql::new(false);
+    assert!(sql.rows("select id from view_previews").await.is_empty());
+    let mut snapshot = world::snapshot(visits(false).0, vec![]);
+    let domain = snapshot.domains.get_mut(&DomainId::new(world::DOMAIN).unwrap()).unwrap();
+    let domain = Arc::make_mut(domain);
+    // One is older, one is gone, one is new; times of change do not count.
+    let rows = vec![
+        visit("a", "2024-01-01", "Ada", 21),
+        visit("c", "2025-01-01", "Cleo", 40),
+        visit("e", "2025-01-01", "Eve", 25),
+        visit("f", "2025-01-01", "Fay", 35),
+        visit("g", "2025-01-01", "Gil", 50),
+    ];
+    let mut table = Arc::unwrap_or_clone(world::table(world::visit_columns(), Some(1), vec![(rows, &[])], None).0);
+    table.errors = 9;
+    let name = TableName::new("ucr_preview", "visits");
+    domain.tables.add([name.clone()], Arc::new(table));
+    let mut views = domain.views.to_vec();
+    views[0].preview = Some(PreviewState::Complete { table: name });
+    views[2].preview = Some(PreviewState::Failed { message: "no such table".to_owned() });
+    domain.views = views.into();
+    sql.views.publish(snapshot);
+    let counts = "select id, state, appearing, vanishing, changing, unchanged, message from view_previews order by id";
+    assert_eq!(sql.rows(counts).await, ["bad|failed|||||no such table", "visits|complete|1|1|1|3|"]);
+    assert_eq!(sql.rows("select state from view_previews where id = 'visits'").await, ["complete"]);
+    let samples = sql.rows("select samples from view_previews where id = 'visits'").await.remove(0);
+    assert!(samples.contains(r#""vanishing":[{"doc_id":"b""#), "{samples}");
+    assert_eq!(sql.rows("select count(*) from ucr_preview.visits").await, ["5"]);
+    assert_eq!(sql.rows("select view_errors from snapshot").await, ["3"], "errors of what is published");
 }
 
 #[tokio::test]

@@ -29,7 +29,9 @@ use schemas::{
     port::{AuthError, Authenticator, Credentials, Permission, Principal, ViewReader, WaitError},
     position::{Frontier, LaneId, Position, Sequence, Stamp, Tick},
     row::{Cell, Column, ColumnType, DECIMAL_PRECISION, DECIMAL_SCALE, TableSchema},
-    table::{DeadRows, DomainTables, KeyIndex, Moment, Segment, Snapshot, Table, TableName, ViewState, ViewStatus},
+    table::{
+        DeadRows, DomainTables, KeyIndex, Moment, Progress, Segment, Snapshot, Table, TableName, ViewState, ViewStatus,
+    },
     time::parse_micros,
 };
 use tokio::sync::watch;
@@ -378,10 +380,16 @@ pub(super) fn snapshot(visits: Arc<Table>, others: Vec<(&str, Arc<Table>)>) -> S
         kind: "data_source",
         tables: vec![name],
         state,
+        preview: None,
+        published: None,
     };
     let views = Arc::from([
         view("visits", TableName::new("ucr", "visits"), ViewState::Live),
-        view("slow", TableName::new("ucr", "slow"), ViewState::Building { done: 5, total: 10, rate: 2 }),
+        view(
+            "slow",
+            TableName::new("ucr", "slow"),
+            ViewState::Building(Progress { done: 5, total: 10, rate: 2, seconds_left: Some(3), started_at: 1_000_000 }),
+        ),
         view("bad", TableName::new("ucr", "bad"), ViewState::Failed { message: "no such column".to_owned() }),
     ]);
     let secret = vec![vec![text("s"), Cell::Int(1)]];
@@ -462,7 +470,7 @@ impl ViewReader for FakeViews {
         let cost = |kind, view: &str, changes, nanos| ViewCost { kind, view: view.to_owned(), changes, nanos };
         Measured {
             held: vec![held("documents", "case", 4, Some(2048)), held("groups", "visits_by_month", 2, None)],
-            costs: vec![cost("data_source", "visits", 8, 20_500), cost("data_source", "slow", 0, 0)],
+            costs: vec![cost("data_source", "visits", 8, 20_000), cost("data_source", "slow", 0, 0)],
         }
     }
 

@@ -150,14 +150,14 @@ pub(crate) struct Window {
     lanes: BTreeMap<LaneId, VecDeque<Recent>>,
     /// The lanes of all records, oldest first.
     order: VecDeque<LaneId>,
-    /// Records that readers cannot see yet.
-    unseen: Vec<Position>,
+    /// Records that readers cannot see yet, oldest first.
+    unseen: VecDeque<Position>,
 }
 
 impl Window {
     /// An empty window for so many records.
     pub(crate) const fn new(most: usize, now: i64) -> Self {
-        Self { most, since: now, lanes: BTreeMap::new(), order: VecDeque::new(), unseen: Vec::new() }
+        Self { most, since: now, lanes: BTreeMap::new(), order: VecDeque::new(), unseen: VecDeque::new() }
     }
 
     /// Takes in a record that has just arrived.
@@ -172,15 +172,15 @@ impl Window {
         let domain = record.domain.clone();
         records.push_back(Recent { sequence, domain, stamps: (first, last), taken_at: now, visible_at: None });
         self.order.push_back(lane);
-        self.unseen.push(record.position);
+        self.unseen.push_back(record.position);
         if self.order.len() > self.most
             && let Some(lane) = self.order.pop_front()
             && let Some(oldest) = self.lanes.get_mut(&lane).and_then(VecDeque::pop_front)
         {
             self.since = self.since.max(oldest.visible_at.unwrap_or(oldest.taken_at));
             if oldest.visible_at.is_none() {
-                let gone = Position { lane, sequence: oldest.sequence };
-                self.unseen.retain(|position| *position != gone);
+                // Both lists are in the order of arrival, so it is the first here too.
+                self.unseen.pop_front();
             }
         }
     }
@@ -397,6 +397,11 @@ mod tests {
         assert_eq!(arrival(&window, "other", 11), came(1, 1, Some(1040)));
         assert_eq!(arrival(&window, "demo", 30), came(0, 3, Some(1040)));
         assert!(window.unseen.is_empty());
+        for sequence in 4..=7 {
+            window.take(&record(0, sequence, "demo", &[10 * sequence.cast_signed()]), 1050);
+        }
+        assert_eq!(arrival(&window, "demo", 40), Arrival::Before(1050), "it made room before anybody could see it");
+        assert_eq!((arrival(&window, "demo", 50), window.unseen.len()), (came(0, 5, None), 3));
     }
 
     #[test]

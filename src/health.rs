@@ -1,6 +1,6 @@
 //! Whether the server is up (`/serverup.txt`), whether it is of use (`/readyz`), and its metrics (`/metrics`).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -74,10 +74,27 @@ async fn readyz(State(state): State<Arc<HealthState>>) -> impl IntoResponse {
 }
 
 async fn metrics(State(state): State<Arc<HealthState>>) -> impl IntoResponse {
+    state.tell_lag(jiff::Timestamp::now().as_microsecond());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())
 }
 
 impl HealthState {
+    /// Sets what is told of the lag of lanes and domains. That is done when somebody looks: a source that is silent makes
+    /// nobody else do it.
+    fn tell_lag(&self, now_micros: i64) {
+        if !self.roles.has(Role::Dataflow) {
+            return;
+        }
+        let snapshot = self.views.snapshot();
+        for (lane, seen_at) in snapshot.lanes() {
+            let silent = u64::try_from(now_micros.saturating_sub(seen_at)).unwrap_or_default();
+            let lag = metrics::gauge!("millrace_dataflow_lag_seconds", "lane" => lane.to_string());
+            lag.set(Duration::from_micros(silent).as_secs_f64());
+        }
+        let behind = snapshot.domains.values().filter(|tables| tables.behind.is_some()).count();
+        metrics::gauge!("millrace_dataflow_behind_domains").set(f64::from(u32::try_from(behind).unwrap_or(u32::MAX)));
+    }
+
     fn judge(&self, now_micros: i64) -> Readiness {
         let mut reasons = Vec::new();
         if self.stop.is_cancelled() {
@@ -122,15 +139,13 @@ impl HealthState {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use async_trait::async_trait;
     use metrics_exporter_prometheus::PrometheusBuilder;
     use schemas::{
         id::DomainId,
         port::WaitError,
         position::{LaneId, Position, Sequence},
-        table::Snapshot,
+        table::{DomainTables, Moment, Snapshot},
     };
 
     use super::*;
@@ -151,6 +166,10 @@ mod tests {
                 snapshot.moment.complete_through.advance(Position { lane, sequence: Sequence(1) });
                 snapshot.lanes_seen_at.insert(lane, *seen_at);
             }
+            for (domain, behind) in [("level", None), ("late", Some(Moment::default()))] {
+                let tables = DomainTables { behind, ..DomainTables::default() };
+                snapshot.domains.insert(DomainId::new(domain).unwrap(), Arc::new(tables));
+            }
             Arc::new(snapshot)
         }
         fn ready(&self) -> bool {
@@ -158,6 +177,31 @@ mod tests {
         }
         async fn wait_for(&self, _: &DomainId, _: Position, _: Duration) -> Result<Arc<Snapshot>, WaitError> {
             Err(WaitError::Stopping)
+        }
+    }
+
+    #[test]
+    fn lag_is_told_of_every_lane() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let told = |now, roles: &[Role]| {
+            let state = HealthState {
+                views: Arc::new(Views { ready: true, sources_seen_at: 0, lanes_seen_at: &[(0, 0), (1, 59_500_000)] }),
+                postgres: None,
+                metrics: recorder.handle(),
+                roles: Roles(roles.to_vec()),
+                stop: CancellationToken::new(),
+            };
+            metrics::with_local_recorder(&recorder, || state.tell_lag(now));
+            state.metrics.render()
+        };
+        assert!(!told(0, &[Role::Ingest]).contains("millrace_dataflow"));
+        let text = told(60_000_000, &[Role::Dataflow]);
+        for line in [
+            r#"millrace_dataflow_lag_seconds{lane="0-0"} 60"#,
+            r#"millrace_dataflow_lag_seconds{lane="1-0"} 0.5"#,
+            "millrace_dataflow_behind_domains 1",
+        ] {
+            assert!(text.lines().any(|told| told == line), "{line} is not in {text}");
         }
     }
 

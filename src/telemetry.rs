@@ -57,6 +57,14 @@ pub(crate) fn metrics() -> anyhow::Result<PrometheusHandle> {
         "millrace_process_event_loop_lag_seconds",
         "how late a timer of the request threads fired just now"
     );
+    metrics::describe_gauge!(
+        "millrace_dataflow_lag_seconds",
+        "how long ago a lane of the change log last proved that nothing newer was missing"
+    );
+    metrics::describe_gauge!(
+        "millrace_dataflow_behind_domains",
+        "domains whose tables stay as they were while very many rows follow a change"
+    );
     Ok(METRICS.get_or_init(|| handle).clone())
 }
 

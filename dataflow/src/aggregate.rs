@@ -10,10 +10,15 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use schemas::row::{Cell, Row};
+use schemas::{
+    change::DocKind,
+    id::DomainId,
+    row::{Cell, Row},
+};
 use udf::aggregate_view::AggregateView;
 
 use crate::{
+    meter::{Cost, Gauge, Meters, Part},
     rows::IndexNo,
     table::KeyedRows,
     view::{Instance, Logic, ViewNo},
@@ -36,6 +41,17 @@ struct Installed {
     groups: HashMap<Vec<Cell>, Group>,
     /// Once its table is gone and what it was given is being taken back: the indexes that go with it.
     retired: Option<Vec<IndexNo>>,
+    cost: Arc<Cost>,
+    /// Rows that wait to meet those of a joined table.
+    joining: Arc<Gauge>,
+    /// Number of groups.
+    grouped: Arc<Gauge>,
+}
+
+/// The rows of a joined table by some of its columns.
+struct Index {
+    columns: Vec<usize>,
+    held: Arc<Gauge>,
 }
 
 struct Group {
@@ -48,8 +64,8 @@ struct Group {
 pub(crate) struct Aggregates {
     views: HashMap<ViewNo, Installed>,
     touched: BTreeSet<(ViewNo, Vec<Cell>)>,
-    /// Columns of each index's table that make its key.
-    keys: HashMap<IndexNo, Vec<usize>>,
+    indexes: HashMap<IndexNo, Index>,
+    meters: Meters,
 }
 
 /// What to do with a row that has been joined to some depth.
@@ -63,12 +79,24 @@ pub(crate) enum Next {
 }
 
 impl Aggregates {
+    /// No views; what they will hold and cost is counted by `meters`.
+    pub(crate) fn new(meters: &Meters) -> Self {
+        Self { meters: meters.clone(), ..Self::default() }
+    }
+
     /// Adds a view whose joins use these indexes.
     pub(crate) fn install(&mut self, instance: &Arc<Instance>, indexes: Vec<IndexNo>) {
-        self.views.insert(
-            instance.no,
-            Installed { instance: Arc::clone(instance), indexes, groups: HashMap::new(), retired: None },
-        );
+        let (domain, id) = (&instance.domain, instance.id.as_str());
+        let installed = Installed {
+            instance: Arc::clone(instance),
+            indexes,
+            groups: HashMap::new(),
+            retired: None,
+            cost: self.meters.cost(domain, DocKind::AggregateView, id),
+            joining: self.meters.gauge(domain, Part::Joins(id.into())),
+            grouped: self.meters.gauge(domain, Part::Groups(id.into())),
+        };
+        self.views.insert(instance.no, installed);
     }
 
     /// Marks a view retired and returns the indexes that no other view uses; `None` if it is not an aggregate view.
@@ -88,24 +116,29 @@ impl Aggregates {
         let gone = self.views.remove(&no);
         self.touched.retain(|(view, _)| *view != no);
         for index in gone.and_then(|view| view.retired).unwrap_or_default() {
-            self.keys.remove(&index);
+            self.indexes.remove(&index);
         }
     }
 
-    /// Registers the key columns of an index.
-    pub(crate) fn index(&mut self, no: IndexNo, columns: Vec<usize>) {
-        self.keys.insert(no, columns);
+    /// Registers an index over the table of a data source, by these of its columns.
+    pub(crate) fn index(&mut self, no: IndexNo, columns: Vec<usize>, domain: &DomainId, source: &str) {
+        let held = self.meters.gauge(domain, Part::Index(source.into()));
+        self.indexes.insert(no, Index { columns, held });
     }
 
-    /// The key of a row in an index; `None` if a part of it is null.
-    pub(crate) fn index_key(&self, no: IndexNo, row: &Row) -> Option<JoinKey> {
-        let columns = self.keys.get(&no)?;
+    /// The key of a row that enters or leaves an index; `None` if a part of it is null.
+    pub(crate) fn index_key(&self, no: IndexNo, row: &Row, diff: isize) -> Option<JoinKey> {
+        let Index { columns, held } = self.indexes.get(&no)?;
         let key: Vec<Cell> = columns.iter().map(|column| row.get(*column).cloned().unwrap_or(Cell::Null)).collect();
-        (!key.contains(&Cell::Null)).then_some((no, key))
+        if key.contains(&Cell::Null) {
+            return None;
+        }
+        held.add(diff, 0);
+        Some((no, key))
     }
 
-    /// Where a row goes after it has met `rows.len() - 1` joins.
-    pub(crate) fn next(&self, no: ViewNo, rows: &Joined) -> Next {
+    /// Where a row that enters or leaves goes after it has met `rows.len() - 1` joins.
+    pub(crate) fn next(&self, no: ViewNo, rows: &Joined, diff: isize) -> Next {
         let Some(installed) = self.views.get(&no) else { return Next::Drop };
         let Logic::Groups { view, .. } = &installed.instance.logic else { return Next::Drop };
         let level = rows.len().saturating_sub(1);
@@ -113,35 +146,39 @@ impl Aggregates {
             return Next::Done;
         };
         let key: Vec<Cell> = join.left.iter().map(|column| AggregateView::cell(rows, *column).clone()).collect();
-        if key.contains(&Cell::Null) { Next::Drop } else { Next::Join((*index, key)) }
+        if key.contains(&Cell::Null) {
+            return Next::Drop;
+        }
+        installed.joining.add(diff, 0);
+        Next::Join((*index, key))
     }
 
     /// Group of a joined row, for sharing groups out among workers.
     pub(crate) fn group(&self, no: ViewNo, rows: &Joined) -> Option<Vec<Cell>> {
         let Logic::Groups { view, .. } = &self.views.get(&no)?.instance.logic else { return None };
-        if view.filter.as_ref().is_some_and(|filter| !filter.passes(rows)) {
-            return None;
-        }
-        Some(view.group_by.iter().map(|column| AggregateView::cell(rows, *column).clone()).collect())
+        group(view, rows)
     }
 
     /// Adds a difference to the group of a joined row.
     pub(crate) fn add(&mut self, no: ViewNo, rows: &Joined, diff: isize) {
-        let Some(key) = self.group(no, rows) else { return };
-        let Some(installed) = self.views.get_mut(&no) else { return };
-        let Logic::Groups { view, .. } = &installed.instance.logic else { return };
+        let Some(Installed { instance, groups, cost, .. }) = self.views.get_mut(&no) else { return };
+        let Logic::Groups { view, .. } = &instance.logic else { return };
         let diff = i64::try_from(diff).unwrap_or_default();
-        let group = installed
-            .groups
-            .entry(key.clone())
-            .or_insert_with(|| Group { rows: 0, accumulators: view.aggregates.iter().map(Accumulator::new).collect() });
-        group.rows += diff;
-        for (aggregate, accumulator) in view.aggregates.iter().zip(&mut group.accumulators) {
-            if aggregate.filter.as_ref().is_none_or(|filter| filter.passes(rows)) {
-                accumulator.add(aggregate, rows, diff);
+        let touched = cost.evaluation(|| {
+            let key = group(view, rows)?;
+            let group = groups.entry(key.clone()).or_insert_with(|| Group {
+                rows: 0,
+                accumulators: view.aggregates.iter().map(Accumulator::new).collect(),
+            });
+            group.rows += diff;
+            for (aggregate, accumulator) in view.aggregates.iter().zip(&mut group.accumulators) {
+                if aggregate.filter.as_ref().is_none_or(|filter| filter.passes(rows)) {
+                    accumulator.add(aggregate, rows, diff);
+                }
             }
-        }
-        self.touched.insert((no, key));
+            Some(key)
+        });
+        self.touched.extend(touched.map(|key| (no, key)));
     }
 
     /// Takes the groups that changed: per view, each group's key text and its row (none if it is empty now).
@@ -163,8 +200,17 @@ impl Aggregates {
                 }
                 Vec::new()
             };
+            installed.grouped.set(installed.groups.len());
             changed.entry(no).or_default().push((text, rows));
         }
         changed
     }
+}
+
+/// The group of a joined row, if it is in any.
+pub(crate) fn group(view: &AggregateView, rows: &[Row]) -> Option<Vec<Cell>> {
+    if view.filter.as_ref().is_some_and(|filter| !filter.passes(rows)) {
+        return None;
+    }
+    Some(view.group_by.iter().map(|column| AggregateView::cell(rows, *column).clone()).collect())
 }

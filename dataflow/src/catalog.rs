@@ -39,9 +39,11 @@ use crate::{
 };
 
 mod days;
+mod published;
 mod queue;
 mod status;
 
+pub(crate) use published::table_of;
 use queue::Queue;
 
 /// What an instance was compiled from.

@@ -25,10 +25,15 @@ use crate::{
     document::{Arriving, Content, Record, Share},
     error::DataflowError,
     metrics::Metrics,
+    provenance::{Ask, Window},
     snapshot::Publisher,
     view::Command,
     worker::{Kept, Report, TickBatch},
 };
+
+mod ask;
+
+use ask::LookedUp;
 
 /// What the sources tell the clock.
 #[derive(Debug)]
@@ -47,6 +52,8 @@ pub(crate) enum Event {
     Idle,
     /// These lanes have nothing newer.
     IdleIn(Vec<LaneId>),
+    /// Somebody wants to know where a row comes from.
+    Ask(Ask),
 }
 
 /// A tick that holds so many documents takes no further events. More would not pay: what a tick costs by itself is little
@@ -69,6 +76,14 @@ struct Gathered {
     /// Documents in all of them.
     count: usize,
     slice: Option<Slice>,
+}
+
+/// What came of a tick.
+struct Ran {
+    /// How much each worker has walked.
+    walked: Vec<usize>,
+    /// What each worker has looked up.
+    looked: LookedUp,
 }
 
 /// Runs ticks. `run_tick` hands a batch and each worker's documents to the workers, and collects their reports.
@@ -94,6 +109,7 @@ pub(crate) struct TickClock<R> {
     seen: Seen,
     /// Databases that each domain's documents come from.
     databases: Arc<HashMap<DomainId, BTreeSet<u16>>>,
+    window: Window,
 }
 
 /// When lanes last proved that nothing newer was missing, microseconds since 1970 UTC.
@@ -153,6 +169,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             behind: BTreeSet::new(),
             seen: Seen { all: now, later: BTreeMap::new() },
             databases: Arc::default(),
+            window: Window::new(config.provenance_window, now),
         }
     }
 
@@ -190,6 +207,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         let mut records = 0;
         let mut next = first;
         let mut scan_done = None;
+        let mut asks = Vec::new();
         while let Some(event) = next.take() {
             match event {
                 Event::Kept(documents) => {
@@ -225,6 +243,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
                         self.frontier.advance(record.position);
                         self.seen.lane(lane, batch.now);
                         self.comes_from(&record.domain, lane.database);
+                        self.window.take(&record, batch.now);
                         batch.commands.extend(self.catalog.domain(&record.domain));
                         for document in record.documents {
                             self.take(document, &mut batch);
@@ -232,12 +251,14 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
                     }
                 }
                 Event::Idle => self.seen.all(batch.now),
+                Event::Ask(ask) => asks.push(ask),
                 Event::IdleIn(lanes) => lanes.into_iter().for_each(|lane| self.seen.lane(lane, batch.now)),
             }
             if scan_done.is_none() && batch.count < MAX_BATCH {
                 next = events.try_recv().ok();
             }
         }
+        let asked = self.route(asks, &mut batch.shares);
         let changes = records > 0 || !batch.commands.is_empty();
         if let Some(keeper) = self.keeper.as_mut().filter(|_| self.scanned) {
             if changes {
@@ -245,9 +266,11 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             }
             batch.slice = if self.publisher.ready() { keeper.ask() } else { None };
         }
-        if changes || self.walking || batch.slice.is_some() {
-            self.run_batch(batch, records)?;
-        }
+        let looked = if changes || self.walking || batch.slice.is_some() || asked.looks_up() {
+            self.run_batch(batch, records)?
+        } else {
+            LookedUp::new()
+        };
         self.settle(now)?;
         if let Some(frontier) = scan_done {
             for position in frontier.positions() {
@@ -256,6 +279,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             self.scanned = true;
         }
         self.publish();
+        self.answer(asked, looked);
         Ok(())
     }
 
@@ -288,8 +312,8 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         }
     }
 
-    /// Runs a batch of so many records as one tick.
-    fn run_batch(&mut self, batch: Gathered, live: usize) -> Result<(), DataflowError> {
+    /// Runs a batch of so many records as one tick. Returns what each worker has looked up.
+    fn run_batch(&mut self, batch: Gathered, live: usize) -> Result<LookedUp, DataflowError> {
         if live > 0 {
             self.last_live = Instant::now();
         }
@@ -297,11 +321,11 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             self.metrics.taken(worker, share.documents.len());
         }
         let started = Instant::now();
-        let walked = self.run(batch, self.walk)?;
+        let Ran { walked, looked } = self.run(batch, self.walk)?;
         let took = started.elapsed();
         self.metrics.tick(took, live, walked.iter().sum());
         self.adapt(took, walked.into_iter().max().unwrap_or_default());
-        Ok(())
+        Ok(looked)
     }
 
     /// Puts complete builds in their places. What they replace leaves in ticks of their own, before anything is
@@ -316,9 +340,8 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         }
     }
 
-    /// One tick: hands the batch to the workers and takes their reports in. Returns how much each has walked of at most
-    /// `walk`.
-    fn run(&mut self, batch: Gathered, walk: usize) -> Result<Vec<usize>, DataflowError> {
+    /// One tick: hands the batch to the workers and takes their reports in. Each walks at most `walk`.
+    fn run(&mut self, batch: Gathered, walk: usize) -> Result<Ran, DataflowError> {
         self.tick = Tick(self.tick.0 + 1);
         let Gathered { now, commands, shares, slice, .. } = batch;
         let mut reports =
@@ -327,11 +350,12 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         self.behind = reports.iter_mut().flat_map(|report| std::mem::take(&mut report.behind)).collect();
         let walked = reports.iter().map(|report| report.walked).collect();
         let kept = reports.iter_mut().filter_map(|report| report.kept.take()).collect();
+        let looked = reports.iter_mut().map(|report| std::mem::take(&mut report.looked).into()).collect();
         self.catalog.take(reports);
         if slice.is_some() {
             self.keep(kept);
         }
-        Ok(walked)
+        Ok(Ran { walked, looked })
     }
 
     /// Gives a checkpoint the slices of all workers and, if they were the last ones, the rest of this tick.
@@ -396,6 +420,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
             return;
         }
         self.publisher.publish(snapshot);
+        self.window.published(as_of, &self.behind);
         if !ready {
             self.publisher.set_ready();
         }

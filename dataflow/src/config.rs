@@ -62,6 +62,9 @@ pub struct DataflowConfig {
     /// Threads that share the documents out and keep the tables together, at most 255. A tick of several costs their
     /// agreement on top: more than one pays where one is busy most of the time, and each wants a core of its own.
     pub workers: Workers,
+    /// Change records of which is remembered when readers could see them first: so far back it can be said with which record a
+    /// version of a document came in. Some 80 bytes each.
+    pub provenance_window: usize,
     /// Seconds before midnight UTC at which the next day's rows of data sources that read the clock begin to be
     /// computed, beside those of today; at midnight they take their place at once.
     pub next_day_lead_s: u32,
@@ -81,6 +84,7 @@ impl Default for DataflowConfig {
             next_day_lead_s: 1800,
             builds_at_once: limit(4),
             builds_per_domain: limit(2),
+            provenance_window: 100_000,
         }
     }
 }

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use indexmap::IndexMap;
 use schemas::{
     change::{ChangeRecord, ChangedDocument, DocKind},
     doc::Doc,
@@ -18,7 +19,12 @@ use schemas::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{checkpoint::KeptDocument, config::Workers};
+use crate::{
+    checkpoint::KeptDocument,
+    config::Workers,
+    meter::{Gauge, Meters, Part},
+    provenance::Look,
+};
 
 /// Which document.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -87,6 +93,8 @@ pub(crate) struct Share {
     /// Documents of a checkpoint, which are put back before anything else.
     pub(crate) kept: Vec<KeptDocument>,
     pub(crate) documents: Vec<Arriving>,
+    /// Documents that somebody asked about, as they stand at the end of the tick.
+    pub(crate) looks: Vec<Look>,
 }
 
 /// What arrives under a key; nothing if it is gone for good.
@@ -137,6 +145,27 @@ struct Entry {
     stamp: Stamp,
     /// It has changed since it was last taken for a checkpoint.
     is_new: bool,
+    /// Place of its domain and kind among [`Documents::kinds`].
+    kind: u32,
+}
+
+/// The documents of a kind in a domain.
+struct Kind {
+    slots: Vec<Slot>,
+    held: Arc<Gauge>,
+}
+
+impl Kind {
+    /// Counts a version in place of another.
+    fn count(&self, before: Option<&Version>, now: Option<&Version>) {
+        let there = |version: Option<&Version>| isize::from(version.is_some());
+        let size = |version: Option<&Version>| signed(version.map_or(0, |version| version.doc.size()));
+        self.held.add(there(now) - there(before), size(now) - size(before));
+    }
+}
+
+fn signed(size: usize) -> isize {
+    isize::try_from(size).unwrap_or_default()
 }
 
 /// The documents of one worker.
@@ -144,12 +173,24 @@ struct Entry {
 pub(crate) struct Documents {
     entries: Vec<Entry>,
     slots: HashMap<DocKey, Slot>,
-    kinds: HashMap<(DomainId, DocKind), Vec<Slot>>,
+    kinds: IndexMap<(DomainId, DocKind), Kind>,
+    meters: Meters,
     /// Those that have changed since they were last taken for a checkpoint.
     new: Vec<Slot>,
 }
 
 impl Documents {
+    /// No documents; what will be held is counted by `meters`.
+    pub(crate) fn new(meters: &Meters) -> Self {
+        Self { meters: meters.clone(), ..Self::default() }
+    }
+
+    /// The stamp of a document and its present version, if it is not gone.
+    pub(crate) fn found(&self, key: &DocKey) -> Option<(Stamp, Option<&Version>)> {
+        let entry = self.entries.get(*self.slots.get(key)?)?;
+        Some((entry.stamp, entry.version.as_ref()))
+    }
+
     /// The present version.
     pub(crate) fn get(&self, key: &DocKey) -> Option<&Version> {
         self.entries.get(*self.slots.get(key)?)?.version.as_ref()
@@ -167,6 +208,9 @@ impl Documents {
             if !std::mem::replace(&mut entry.is_new, true) {
                 self.new.push(*slot);
             }
+            if let Some((_, kind)) = self.kinds.get_index(place(entry.kind)) {
+                kind.count(entry.version.as_ref(), version.as_ref());
+            }
             return Some(std::mem::replace(&mut entry.version, version));
         }
         self.new.push(self.entries.len());
@@ -176,16 +220,29 @@ impl Documents {
 
     fn add(&mut self, key: DocKey, stamp: Stamp, version: Option<Version>, is_new: bool) {
         let slot = self.entries.len();
-        self.kinds.entry((key.domain.clone(), key.kind)).or_default().push(slot);
+        let entry = self.kinds.entry((key.domain.clone(), key.kind));
+        let number = u32::try_from(entry.index()).unwrap_or(u32::MAX);
+        let kind = entry.or_insert_with_key(|(domain, kind)| Kind {
+            slots: Vec::new(),
+            held: self.meters.gauge(domain, Part::Documents(*kind)),
+        });
+        kind.slots.push(slot);
+        kind.count(None, version.as_ref());
+        kind.held.add(0, signed(size_of::<Entry>() + size_of::<(DocKey, Slot)>() + size_of::<Slot>()));
         self.slots.insert(key.clone(), slot);
-        self.entries.push(Entry { key, version, stamp, is_new });
+        self.entries.push(Entry { key, version, stamp, is_new, kind: number });
     }
 
     /// Puts back a document of a checkpoint, unless a newer version is there.
     pub(crate) fn restore(&mut self, document: KeptDocument) {
         let KeptDocument { key, stamp, version } = document;
         match self.slots.get(&key).and_then(|slot| self.entries.get_mut(*slot)) {
-            Some(entry) if entry.stamp < stamp => (entry.stamp, entry.version) = (stamp, version),
+            Some(entry) if entry.stamp < stamp => {
+                if let Some((_, kind)) = self.kinds.get_index(place(entry.kind)) {
+                    kind.count(entry.version.as_ref(), version.as_ref());
+                }
+                (entry.stamp, entry.version) = (stamp, version);
+            }
             Some(_) => {}
             None => self.add(key, stamp, version, false),
         }
@@ -196,7 +253,7 @@ impl Documents {
         let rest = self.new.len().saturating_sub(most);
         let mut taken = Vec::with_capacity(self.new.len() - rest);
         for slot in self.new.drain(rest..) {
-            let Some(Entry { key, version, stamp, is_new }) = self.entries.get_mut(slot) else { continue };
+            let Some(Entry { key, version, stamp, is_new, .. }) = self.entries.get_mut(slot) else { continue };
             *is_new = false;
             taken.push(KeptDocument { key: key.clone(), stamp: *stamp, version: version.clone() });
         }
@@ -221,7 +278,7 @@ impl Documents {
 
     /// Number of slots of a kind in a domain, including those of documents that are gone.
     pub(crate) fn count(&self, domain: &DomainId, kind: DocKind) -> usize {
-        self.kinds.get(&(domain.clone(), kind)).map_or(0, Vec::len)
+        self.kinds.get(&(domain.clone(), kind)).map_or(0, |kind| kind.slots.len())
     }
 
     /// The documents of a kind in places `start..end` of the walk order, with their present versions.
@@ -232,13 +289,18 @@ impl Documents {
         start: usize,
         end: usize,
     ) -> impl Iterator<Item = (&DocKey, &Version)> {
-        let slots = self.kinds.get(&(domain.clone(), kind)).map_or(&[][..], Vec::as_slice);
+        let slots = self.kinds.get(&(domain.clone(), kind)).map_or(&[][..], |kind| &kind.slots);
         let end = end.min(slots.len());
         slots.get(start.min(end)..end).unwrap_or_default().iter().filter_map(|slot| {
             let entry = self.entries.get(*slot)?;
             Some((&entry.key, entry.version.as_ref()?))
         })
     }
+}
+
+/// A number of a kind as a place among kinds.
+fn place(kind: u32) -> usize {
+    usize::try_from(kind).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

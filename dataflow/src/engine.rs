@@ -1,16 +1,21 @@
 //! The running dataflow: its threads, the pump that feeds them, and the port through which it is read.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use schemas::{
     id::DomainId,
+    inside::{Explained, Measured, ProvenanceError, ProvenanceQuestion},
     port::{Bootstrap, CheckpointStore, Clock, SourceError, SourceEvent, ViewReader, WaitError},
     position::{Frontier, Position},
     table::Snapshot,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
 
@@ -20,8 +25,10 @@ use crate::{
     config::{DataflowConfig, Workers},
     document::{Arriving, Record},
     error::DataflowError,
+    meter::Meters,
     metrics::{Metrics, WorkerRecords},
     peers::{self, Lead},
+    provenance::{Ask, Found},
     snapshot::Publisher,
 };
 
@@ -33,6 +40,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 pub struct Dataflow {
     publisher: Arc<Publisher>,
     records: WorkerRecords,
+    meters: Meters,
+    clock: ToClock,
     stop: watch::Sender<bool>,
     running: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
@@ -52,6 +61,7 @@ impl Dataflow {
     ) -> Arc<Self> {
         let publisher = Arc::new(Publisher::new());
         let records = WorkerRecords::new(config.workers);
+        let (meters, to_clock) = (Meters::default(), ToClock::default());
         let (stop, stopped) = watch::channel(false);
         let checkpoints = checkpoints.filter(|_| config.checkpoint_interval_ms > 0);
         let supervisor = Supervisor {
@@ -62,10 +72,13 @@ impl Dataflow {
             clock,
             publisher: Arc::clone(&publisher),
             records: records.clone(),
+            meters: meters.clone(),
+            to_clock: Arc::clone(&to_clock),
             stopped,
         };
         let running = tokio::spawn(supervisor.run());
-        Arc::new(Self { publisher, records, stop, running: tokio::sync::Mutex::new(Some(running)) })
+        let running = tokio::sync::Mutex::new(Some(running));
+        Arc::new(Self { publisher, records, meters, clock: to_clock, stop, running })
     }
 
     /// Documents that each worker has taken in so far.
@@ -103,7 +116,36 @@ impl ViewReader for Dataflow {
     ) -> Result<Arc<Snapshot>, WaitError> {
         self.publisher.wait_for(domain, position, timeout).await
     }
+
+    fn measured(&self, domain: &DomainId) -> Measured {
+        self.meters.measured(domain)
+    }
+
+    async fn provenance(&self, question: ProvenanceQuestion, timeout: Duration) -> Result<Explained, ProvenanceError> {
+        let until = Instant::now() + timeout;
+        let answered = async {
+            let events = self.clock.lock().as_ref().and_then(mpsc::WeakSender::upgrade);
+            let events = events.ok_or(ProvenanceError::Unavailable)?;
+            let key = question.key.clone();
+            let (reply, answer) = oneshot::channel();
+            let sent = events.send(Event::Ask(Ask { question, reply })).await;
+            drop(events);
+            sent.map_err(|_| ProvenanceError::Unavailable)?;
+            match answer.await.map_err(|_| ProvenanceError::Unavailable)?? {
+                Found::Explained(explained) => Ok(explained),
+                // A pass over many rows must not hold up the threads that serve connections.
+                Found::Groups(trail) => tokio::task::spawn_blocking(move || trail.follow(key.as_deref(), until))
+                    .await
+                    .map_err(|_| ProvenanceError::Unavailable)?,
+            }
+        };
+        let answered = tokio::time::timeout(timeout, answered).await;
+        answered.unwrap_or(Err(ProvenanceError::Timeout { after: timeout }))
+    }
 }
+
+/// The way to the clock of the engine that runs. It does not keep an engine running that is to end.
+type ToClock = Arc<Mutex<Option<mpsc::WeakSender<Event>>>>;
 
 /// Keeps an engine running; after a failure that only a new bootstrap repairs, builds a new one while readers keep the
 /// last snapshot.
@@ -116,6 +158,8 @@ struct Supervisor {
     clock: Arc<dyn Clock>,
     publisher: Arc<Publisher>,
     records: WorkerRecords,
+    meters: Meters,
+    to_clock: ToClock,
     stopped: watch::Receiver<bool>,
 }
 
@@ -130,6 +174,7 @@ impl Supervisor {
             };
             let Opened { reader, keeper, writing } = opened;
             let (events, receiver) = mpsc::channel(self.config.queue.max(1));
+            *self.to_clock.lock() = Some(events.downgrade());
             let threads = self.threads(receiver, keeper);
             let ended = tokio::select! {
                 ended = self.pump(&events, reader) => ended,
@@ -203,13 +248,13 @@ impl Supervisor {
         keeper: Option<Keeper>,
     ) -> JoinHandle<Result<(), DataflowError>> {
         let (publisher, wall, config) = (Arc::clone(&self.publisher), Arc::clone(&self.clock), self.config.clone());
-        let workers = config.workers;
+        let (workers, meters) = (config.workers, self.meters.clone());
         let metrics = Metrics::new(self.records.clone());
         let lead = move |mut lead: Lead<'_>| {
             let run_tick = |batch: &_, shares| lead.tick(batch, shares);
             TickClock::new(&config, run_tick, publisher, wall, metrics, keeper).follow(&mut events)
         };
-        tokio::task::spawn_blocking(move || peers::run(workers, lead))
+        tokio::task::spawn_blocking(move || peers::run(workers, meters, lead))
     }
 
     /// Moves a checkpoint or a scan, and then the change log, into the engine. Ends only with an error, or when the engine is

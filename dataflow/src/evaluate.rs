@@ -8,7 +8,7 @@
 //! as an answer for each child that asked, so the child's row follows in the tick of the mother's change. A document is
 //! evaluated once per round, whatever reached it.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc};
 
 use hashbrown::{HashMap, HashSet};
 use schemas::{
@@ -24,7 +24,8 @@ use udf::{Gate, Related as Lookup, Relation};
 
 use crate::{
     document::{DocKey, Documents, Version},
-    relation::{Answer, Demand, RelationKey, RelationKind, upsert},
+    meter::{Cost, Gauge, Meters, Part},
+    relation::{ANSWER, Answer, Demand, RelationKey, RelationKind, upsert},
     rows::Tables,
     view::{Instance, Logic, RowLogic, ViewNo, document_row},
 };
@@ -127,21 +128,30 @@ impl Subject {
     }
 }
 
+/// A row view, and what it costs.
+struct Installed {
+    instance: Arc<Instance>,
+    cost: Arc<Cost>,
+}
+
 /// The evaluator's state on one worker.
 pub(crate) struct Evaluator {
     documents: Rc<RefCell<Documents>>,
     tables: Rc<RefCell<Tables>>,
-    instances: HashMap<ViewNo, std::sync::Arc<Instance>>,
+    instances: HashMap<ViewNo, Installed>,
     kinds: HashMap<(DomainId, DocKind), KindViews>,
     subjects: HashMap<DocKey, Subject>,
     /// Rows said in this tick that the tables do not hold yet.
     said: HashSet<(ViewNo, DocId)>,
+    /// Documents in the answers that subjects hold.
+    answers: HashMap<(DomainId, RelationKind), Arc<Gauge>>,
+    meters: Meters,
     /// "Now" of the tick, microseconds.
     pub(crate) now: i64,
 }
 
 impl Evaluator {
-    pub(crate) fn new(documents: Rc<RefCell<Documents>>, tables: Rc<RefCell<Tables>>) -> Self {
+    pub(crate) fn new(documents: Rc<RefCell<Documents>>, tables: Rc<RefCell<Tables>>, meters: &Meters) -> Self {
         Self {
             documents,
             tables,
@@ -149,12 +159,14 @@ impl Evaluator {
             kinds: HashMap::new(),
             subjects: HashMap::new(),
             said: HashSet::new(),
+            answers: HashMap::new(),
+            meters: meters.clone(),
             now: 0,
         }
     }
 
     /// Adds a row view.
-    pub(crate) fn install(&mut self, instance: &std::sync::Arc<Instance>) {
+    pub(crate) fn install(&mut self, instance: &Arc<Instance>) {
         let Logic::Rows(logic) = &instance.logic else { return };
         let views = self.kinds.entry((instance.domain.clone(), logic.kind())).or_default();
         match logic.subtypes() {
@@ -165,13 +177,14 @@ impl Evaluator {
             }
             None => views.any.add(instance.no, logic.gate()),
         }
-        self.instances.insert(instance.no, std::sync::Arc::clone(instance));
+        let cost = self.meters.cost(&instance.domain, logic.definition(), &instance.id);
+        self.instances.insert(instance.no, Installed { instance: Arc::clone(instance), cost });
     }
 
     /// Forgets a row view; returns its domain and the kinds of question it asked. What its documents asked for is taken back
     /// when they are evaluated next.
     pub(crate) fn retire(&mut self, no: ViewNo) -> Option<(DomainId, BTreeSet<RelationKind>)> {
-        let instance = self.instances.remove(&no)?;
+        let Installed { instance, .. } = self.instances.remove(&no)?;
         let Logic::Rows(logic) = &instance.logic else { return None };
         if let Some(views) = self.kinds.get_mut(&(instance.domain.clone(), logic.kind())) {
             views.any.remove(no);
@@ -196,6 +209,14 @@ impl Evaluator {
             });
             !subject.asked.is_empty()
         });
+        self.answers.retain(|(of, kind), _| of != domain || !gone.contains(kind));
+    }
+
+    /// What a document asked for in a view, with the documents that answered.
+    pub(crate) fn asked(&self, no: ViewNo, key: &DocKey) -> Vec<(&RelationKey, &[(DocKey, Version)])> {
+        let Some(subject) = self.subjects.get(key) else { return Vec::new() };
+        let asked = subject.asked.iter().filter(|(view, _)| *view == no).flat_map(|(_, questions)| questions);
+        asked.map(|question| (question, subject.answers.get(question).map_or(&[][..], Vec::as_slice))).collect()
     }
 
     /// Starts a tick.
@@ -229,7 +250,14 @@ impl Evaluator {
                 continue;
             }
             work.entry(subject).or_default().extend(asking);
-            upsert(&mut held.answers, related);
+            let (domain, kind) = (related.relation.domain.clone(), related.relation.kind);
+            let more = upsert(&mut held.answers, related);
+            if more != 0 {
+                let answers = self.answers.entry((domain, kind));
+                answers
+                    .or_insert_with_key(|(domain, kind)| self.meters.gauge(domain, Part::Answers(*kind)))
+                    .add(more, more * ANSWER);
+            }
         }
         for (key, views) in work {
             self.document(&key, &views, say);
@@ -257,21 +285,18 @@ impl Evaluator {
         let subject = self.subjects.get(key);
         let mut asked_now: SmallVec<[(ViewNo, Vec<RelationKey>); 2]> = SmallVec::new();
         for no in views {
-            let Some(Instance { logic: Logic::Rows(logic), schema, stamp_column, day, .. }) =
-                self.instances.get(no).map(|i| &**i)
-            else {
-                continue;
-            };
+            let Some(Installed { instance, cost }) = self.instances.get(no) else { continue };
+            let Instance { logic: Logic::Rows(logic), schema, stamp_column, day, .. } = &**instance else { continue };
             let mut lookup =
                 Lookups { subject: key, answers: subject.map(|s| &s.answers), asked: Vec::new(), newest: Stamp(0) };
             let now = day.map_or(self.now, |day| day.nearest(self.now));
-            let mut outcome = match (version, logic) {
+            let mut outcome = cost.evaluation(|| match (version, logic) {
                 (None, _) => Ok(Vec::new()),
                 (Some(version), RowLogic::Source(source)) => {
                     source.evaluate(&version.doc, version.stamp, now, &mut lookup).map_err(|error| error.to_string())
                 }
                 (Some(version), RowLogic::Documents(_)) => Ok(vec![document_row(schema, key.id.as_str(), version)]),
-            };
+            });
             let own = version.map_or(Stamp(0), |version| version.stamp);
             let stamp = own.max(lookup.newest);
             if let (true, Ok(rows), Some(column)) = (stamp > own, &mut outcome, *stamp_column) {
@@ -301,7 +326,12 @@ impl Evaluator {
         subject.asked.extend(asked_now.into_iter().filter(|(_, keys)| !keys.is_empty()));
         let after = subject.questions();
         for relation in before.difference(&after) {
-            subject.answers.remove(relation);
+            let gone = subject.answers.remove(relation).map_or(0, |gone| gone.len().cast_signed());
+            if gone > 0
+                && let Some(answers) = self.answers.get(&(relation.domain.clone(), relation.kind))
+            {
+                answers.add(-gone, -gone * ANSWER);
+            }
             say(Said::Demand(Demand { relation: relation.clone(), subject: key.clone(), asks: false }));
         }
         for relation in after.difference(&before) {

@@ -22,6 +22,7 @@ use crate::{
     config::Workers,
     document::Share,
     error::DataflowError,
+    meter::Meters,
     worker::{Engine, Report, TickBatch},
 };
 
@@ -109,18 +110,19 @@ enum Part<L> {
     Follow(Seat),
 }
 
-/// Starts the workers, each on a thread of its own, and waits until all have ended, which they do when `lead` returns.
+/// Starts the workers, each on a thread of its own, and waits until all have ended, which they do when `lead` returns. What
+/// they hold is counted by `meters`.
 ///
 /// # Errors
 /// Why the first of them failed.
-pub(crate) fn run<L>(workers: Workers, lead: L) -> Result<(), DataflowError>
+pub(crate) fn run<L>(workers: Workers, meters: Meters, lead: L) -> Result<(), DataflowError>
 where
     L: FnOnce(Lead<'_>) -> Result<(), DataflowError> + Send + 'static,
 {
-    threads(workers, lead, follow)
+    threads(workers, meters, lead, follow)
 }
 
-fn threads<L>(workers: Workers, lead: L, follow: Follow) -> Result<(), DataflowError>
+fn threads<L>(workers: Workers, meters: Meters, lead: L, follow: Follow) -> Result<(), DataflowError>
 where
     L: FnOnce(Lead<'_>) -> Result<(), DataflowError> + Send + 'static,
 {
@@ -136,7 +138,7 @@ where
     let guards = timely::execute(config, move |worker| {
         let _leaving = Leaving(ended.clone());
         let part = parts.lock().get_mut(worker.index()).and_then(Option::take);
-        let engine = Engine::new(worker, ended.clone());
+        let engine = Engine::new(worker, ended.clone(), &meters);
         let done = match part {
             Some(Part::Lead(lead, peers)) => lead(Lead { engine, worker, peers }),
             Some(Part::Follow(seat)) => follow(engine, worker, &seat),
@@ -186,6 +188,7 @@ mod tests {
             let (count, counted) = channel::<u64>();
             let led = threads(
                 *THREE,
+                Meters::default(),
                 move |mut lead| {
                     for (batch, documents) in ticks {
                         let mut shares: Vec<Share> = (0..3).map(|_| Share::default()).collect();

@@ -10,6 +10,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
+    sync::Arc,
 };
 
 use hashbrown::HashMap;
@@ -21,7 +22,10 @@ use schemas::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::document::{DocKey, Documents, Version, partition};
+use crate::{
+    document::{DocKey, Documents, Version, partition},
+    meter::{Gauge, Meters, Part},
+};
 
 /// Kinds of question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -58,6 +62,18 @@ impl RelationKind {
                 "Application" => Some(Self::Document(DocKind::Application)),
                 _ => None,
             },
+        }
+    }
+
+    /// What it is called where people see it; a document that is asked for by its id goes by its kind.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Document(kind) => kind.name(),
+            Self::Subcases => "subcases",
+            Self::FormsOfCase => "forms_of_case",
+            Self::Ledgers => "ledgers",
+            Self::CaseSharingGroups => "case_sharing_groups",
+            Self::ReportingGroups => "reporting_groups",
         }
     }
 
@@ -235,6 +251,22 @@ struct Untold {
     left: usize,
 }
 
+/// A kind of question that views of a domain ask.
+struct Wanted {
+    /// Number of views.
+    views: usize,
+    /// Who asked which question.
+    questions: Arc<Gauge>,
+    /// What answers are kept.
+    answers: Arc<Gauge>,
+}
+
+/// Bytes of a subject that asked, where the question is asked and where it is answered.
+const EDGE: isize = (2 * size_of::<DocKey>() + size_of::<RelationKey>()).cast_signed();
+
+/// Bytes of a document in an answer. The document itself is held once.
+pub(crate) const ANSWER: isize = size_of::<(DocKey, Version)>().cast_signed();
+
 /// The questions that one worker answers.
 pub(crate) struct Relations {
     /// The answers to questions for the document of an id, which has the same home.
@@ -244,18 +276,19 @@ pub(crate) struct Relations {
     untold: VecDeque<Untold>,
     /// The answers to all other questions.
     answers: HashMap<RelationKey, Vec<(DocKey, Version)>>,
-    /// Kinds of question that views of a domain ask, with the number of views.
-    wanted: HashMap<DomainId, BTreeMap<RelationKind, usize>>,
+    wanted: HashMap<DomainId, BTreeMap<RelationKind, Wanted>>,
+    meters: Meters,
 }
 
 impl Relations {
-    pub(crate) fn new(documents: Rc<RefCell<Documents>>) -> Self {
+    pub(crate) fn new(documents: Rc<RefCell<Documents>>, meters: &Meters) -> Self {
         Self {
             documents,
             subjects: HashMap::new(),
             untold: VecDeque::new(),
             answers: HashMap::new(),
             wanted: HashMap::new(),
+            meters: meters.clone(),
         }
     }
 
@@ -265,9 +298,13 @@ impl Relations {
         let wanted = self.wanted.entry(domain.clone()).or_default();
         let mut fresh = Vec::new();
         for kind in kinds {
-            let views = wanted.entry(*kind).or_default();
-            *views += 1;
-            if *views == 1 && kind.contributor().is_some() {
+            let held = wanted.entry(*kind).or_insert_with(|| Wanted {
+                views: 0,
+                questions: self.meters.gauge(domain, Part::Questions(*kind)),
+                answers: self.meters.gauge(domain, Part::Answers(*kind)),
+            });
+            held.views += 1;
+            if held.views == 1 && kind.contributor().is_some() {
                 fresh.push(*kind);
             }
         }
@@ -280,9 +317,9 @@ impl Relations {
         let Some(wanted) = self.wanted.get_mut(domain) else { return Vec::new() };
         let mut gone = Vec::new();
         for kind in kinds {
-            let Some(views) = wanted.get_mut(kind) else { continue };
-            *views -= 1;
-            if *views == 0 {
+            let Some(held) = wanted.get_mut(kind) else { continue };
+            held.views -= 1;
+            if held.views == 0 {
                 wanted.remove(kind);
                 gone.push(*kind);
             }
@@ -342,7 +379,11 @@ impl Relations {
             }
         }
         if !matches!(related.relation.kind, RelationKind::Document(_)) {
-            upsert(&mut self.answers, related);
+            let wanted = wanted(&self.wanted, &related.relation).map(|wanted| Arc::clone(&wanted.answers));
+            let more = upsert(&mut self.answers, related);
+            if let (Some(answers), true) = (wanted, more != 0) {
+                answers.add(more, more * ANSWER);
+            }
         }
     }
 
@@ -382,7 +423,11 @@ impl Relations {
     pub(crate) fn demand(&mut self, demand: Demand, tell: &mut impl FnMut(Answer)) {
         if !demand.asks {
             if let Some(subjects) = self.subjects.get_mut(&demand.relation) {
-                subjects.swap_remove(&demand.subject);
+                if let (true, Some(wanted)) =
+                    (subjects.swap_remove(&demand.subject), wanted(&self.wanted, &demand.relation))
+                {
+                    wanted.questions.add(-1, -EDGE);
+                }
                 if subjects.is_empty() {
                     self.subjects.remove(&demand.relation);
                 }
@@ -405,21 +450,35 @@ impl Relations {
             let held = self.answers.get(&demand.relation).into_iter().flatten();
             held.for_each(|(document, version)| answer(document, version));
         }
-        self.subjects.entry(demand.relation).or_default().insert(demand.subject);
+        let wanted = wanted(&self.wanted, &demand.relation);
+        if self.subjects.entry(demand.relation).or_default().insert(demand.subject)
+            && let Some(wanted) = wanted
+        {
+            wanted.questions.add(1, EDGE);
+        }
     }
 }
 
-/// Puts a document into, or takes it out of, the answer it belongs to; answers are sorted by document.
-pub(crate) fn upsert(answers: &mut HashMap<RelationKey, Vec<(DocKey, Version)>>, related: Related) {
+fn wanted<'a>(
+    wanted: &'a HashMap<DomainId, BTreeMap<RelationKind, Wanted>>,
+    question: &RelationKey,
+) -> Option<&'a Wanted> {
+    wanted.get(&question.domain)?.get(&question.kind)
+}
+
+/// Puts a document into, or takes it out of, the answer it belongs to; answers are sorted by document. Returns how many more
+/// documents there are in it.
+pub(crate) fn upsert(answers: &mut HashMap<RelationKey, Vec<(DocKey, Version)>>, related: Related) -> isize {
     let Related { relation, document, version } = related;
     let Some(version) = version else {
-        if let Some(held) = answers.get_mut(&relation) {
-            held.retain(|(key, _)| *key != document);
-            if held.is_empty() {
-                answers.remove(&relation);
-            }
+        let Some(held) = answers.get_mut(&relation) else { return 0 };
+        let before = held.len();
+        held.retain(|(key, _)| *key != document);
+        let gone = before - held.len();
+        if held.is_empty() {
+            answers.remove(&relation);
         }
-        return;
+        return -gone.cast_signed();
     };
     let held = answers.entry(relation).or_default();
     match held.binary_search_by(|(key, _)| key.cmp(&document)) {
@@ -427,7 +486,11 @@ pub(crate) fn upsert(answers: &mut HashMap<RelationKey, Vec<(DocKey, Version)>>,
             if let Some(slot) = held.get_mut(at) {
                 slot.1 = version;
             }
+            0
         }
-        Err(at) => held.insert(at, (document, version)),
+        Err(at) => {
+            held.insert(at, (document, version));
+            1
+        }
     }
 }

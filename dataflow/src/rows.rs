@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use schemas::{
     doc::Doc,
     id::DomainId,
+    inside::Outcome,
     position::{Stamp, Tick},
     row::{Cell, Row},
     table::Table,
@@ -177,6 +178,20 @@ impl Tables {
         }
         let withdrawn: Vec<_> = held.failed.keys().map(|document| (error_key(no, document), Vec::new())).collect();
         self.write_errors(tick, held.domain, &withdrawn)
+    }
+
+    /// What a document comes to in a view.
+    pub(crate) fn outcome(&self, no: ViewNo, document: &str) -> Outcome {
+        let Some(held) = self.held.get(&no) else { return Outcome::Rows(0) };
+        match held.failed.get(document) {
+            Some((message, _)) => Outcome::Failed(message.to_string()),
+            None => Outcome::Rows(held.writer.rows(document).len()),
+        }
+    }
+
+    /// Id of a view.
+    pub(crate) fn id(&self, no: ViewNo) -> Option<&str> {
+        self.held.get(&no).map(|held| held.id.as_str())
     }
 
     /// Lets readers see the errors of a view, from the tick on in which its table is published.

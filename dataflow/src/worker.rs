@@ -45,7 +45,9 @@ use crate::{
     document::{Arriving, Content, DocKey, Documents, Share, Version, partition},
     error::{DataflowError, TableError},
     evaluate::Evaluator,
+    meter::Meters,
     peers::Ended,
+    provenance::{Looked, look},
     relation::{RelationKind, Relations},
     rows::{Feed, IndexNo, Published, Reader, Tables},
     table::walk_length,
@@ -105,6 +107,8 @@ pub(crate) struct Report {
     pub(crate) behind: BTreeSet<DomainId>,
     /// What the checkpoint was given, if it asked.
     pub(crate) kept: Option<Kept>,
+    /// What was looked up, in the order in which it was asked for.
+    pub(crate) looked: Vec<Option<Looked>>,
 }
 
 /// A worker's part of a checkpoint.
@@ -205,16 +209,16 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Builds the graph. `ended` tells that a worker will not take part in any further tick.
-    pub(crate) fn new(worker: &mut Worker, ended: Ended) -> Self {
-        let documents: Rc<RefCell<Documents>> = Rc::default();
+    /// Builds the graph. `ended` tells that a worker will not take part in any further tick; `meters` count what is held.
+    pub(crate) fn new(worker: &mut Worker, ended: Ended, meters: &Meters) -> Self {
+        let documents = Rc::new(RefCell::new(Documents::new(meters)));
         let tables: Rc<RefCell<Tables>> = Rc::default();
         let state = State {
-            evaluator: Rc::new(RefCell::new(Evaluator::new(Rc::clone(&documents), Rc::clone(&tables)))),
-            relations: Rc::new(RefCell::new(Relations::new(Rc::clone(&documents)))),
+            evaluator: Rc::new(RefCell::new(Evaluator::new(Rc::clone(&documents), Rc::clone(&tables), meters))),
+            relations: Rc::new(RefCell::new(Relations::new(Rc::clone(&documents), meters))),
             documents,
             tables,
-            aggregates: Rc::default(),
+            aggregates: Rc::new(RefCell::new(Aggregates::new(meters))),
             row_walks: Rc::default(),
             failed: Rc::default(),
             stamp: Rc::default(),
@@ -283,6 +287,14 @@ impl Engine {
         }
         let behind = self.state.relations.borrow().behind();
         let kept = batch.slice.map(|slice| self.keep(slice));
+        let looked = match share.looks.as_slice() {
+            [] => Vec::new(),
+            looks => {
+                let State { documents, evaluator, tables, .. } = &self.state;
+                let (documents, evaluator, tables) = (documents.borrow(), evaluator.borrow(), tables.borrow());
+                looks.iter().map(|of| look(of, &documents, &evaluator, &tables)).collect()
+            }
+        };
         let walks = &self.walks;
         let withdrawn = self.withdrawing.extract_if(.., |no| !walks.iter().any(|walk| walk.view() == *no)).collect();
         Ok(Report {
@@ -294,6 +306,7 @@ impl Engine {
             walked: told + walked,
             behind,
             kept,
+            looked,
         })
     }
 
@@ -419,7 +432,8 @@ impl Engine {
                 IndexNo(self.next_index)
             });
             if is_new {
-                aggregates.index(no, join.right.clone());
+                let source = self.state.tables.borrow().id(*input).unwrap_or_default().to_owned();
+                aggregates.index(no, join.right.clone(), &instance.domain, &source);
             }
             indexes.push(no);
             feeds.push((*input, Feed { reader: Reader::Index(no), columns }, is_new));

@@ -16,6 +16,7 @@ use datafusion::{
 use futures::FutureExt;
 use schemas::{
     id::DomainId,
+    port::ViewReader,
     table::{DomainTables, PREVIEW_SCHEMAS, Progress, Snapshot, TableName, ViewState},
 };
 
@@ -31,6 +32,8 @@ const PG_CATALOG: &str = "pg_catalog";
 #[derive(Clone, Debug)]
 pub(crate) struct Scope {
     pub(crate) snapshot: Arc<Snapshot>,
+    /// Whom to ask what is not in a snapshot.
+    pub(crate) reader: Arc<dyn ViewReader>,
     pub(crate) domain: DomainId,
     /// Name of the user, for `current_user`.
     pub(crate) user: Arc<str>,

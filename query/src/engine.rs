@@ -127,6 +127,7 @@ impl Engine {
         let tables = snapshot.domains.get(domain).cloned().unwrap_or_default();
         Ok(Arc::new(Scope {
             snapshot,
+            reader: Arc::clone(&self.views),
             domain: domain.clone(),
             user: Arc::clone(user),
             tables,

@@ -6,6 +6,7 @@ use arrow::error::ArrowError;
 use datafusion::common::{DataFusionError, SchemaError};
 use schemas::{
     error::{Classify, ErrorClass},
+    inside::ProvenanceError,
     port::{AuthError, WaitError},
     position::PositionError,
 };
@@ -40,6 +41,9 @@ pub enum QueryError {
     /// The receipt is not visible in time.
     #[error(transparent)]
     Wait(#[from] WaitError),
+    /// Where something comes from cannot be said.
+    #[error(transparent)]
+    Provenance(#[from] ProvenanceError),
     /// The receipt is not one.
     #[error(transparent)]
     Receipt(#[from] PositionError),
@@ -153,6 +157,7 @@ impl Classify for QueryError {
             Self::Forbidden { .. } | Self::ReadOnly { .. } => ErrorClass::Forbidden,
             Self::Starting => ErrorClass::Unavailable,
             Self::Wait(error) => error.class(),
+            Self::Provenance(error) => error.class(),
             Self::UnknownTable { .. } | Self::NotFound(_) => ErrorClass::NotFound,
             Self::NotReady { .. } => ErrorClass::Conflict,
             Self::Receipt(_)
@@ -196,7 +201,7 @@ impl QueryError {
             Self::Busy { .. } => "53300",
             Self::Resources(_) => "53200",
             Self::ResultChanged | Self::Unsupported(_) => "0A000",
-            Self::NotFound(_) => "02000",
+            Self::NotFound(_) | Self::Provenance(_) => "02000",
             Self::Internal(_) => "XX000",
         }
     }

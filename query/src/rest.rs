@@ -1,4 +1,5 @@
-//! CommCare's REST reads (rest-api.md §2, §3, §5, §9), answered from the snapshot without planning a statement.
+//! CommCare's REST reads (rest-api.md §2, §3, §5, §9), answered from the snapshot without planning a statement; and where
+//! a row comes from.
 //!
 //! Every path is served with and without its final slash.
 
@@ -10,6 +11,7 @@ mod groups;
 mod locations;
 mod lookups;
 mod page;
+mod provenance;
 mod resource;
 mod scan;
 mod users;
@@ -48,6 +50,7 @@ pub(crate) fn routes() -> Router<Doors> {
         .merge(locations::routes())
         .merge(applications::routes())
         .merge(lookups::routes())
+        .merge(provenance::routes())
 }
 
 /// One authenticated read.

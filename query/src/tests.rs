@@ -2,6 +2,7 @@
 
 mod directory;
 mod http;
+mod inside;
 mod overhead;
 mod postgres;
 mod rest;

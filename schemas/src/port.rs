@@ -10,6 +10,7 @@ use crate::{
     change::{ChangeRecord, ChangedDocument},
     error::{Classify, ErrorClass},
     id::{DomainId, UserId},
+    inside::{Explained, Measured, ProvenanceError, ProvenanceQuestion},
     position::{Frontier, LaneId, Position, Sequence},
     table::Snapshot,
 };
@@ -204,6 +205,24 @@ pub trait ViewReader: Send + Sync + fmt::Debug {
         position: Position,
         timeout: Duration,
     ) -> Result<Arc<Snapshot>, WaitError>;
+
+    /// What is held of a domain and what its views cost, as of now. Costs what the answer is long; nothing where no dataflow
+    /// runs.
+    fn measured(&self, _domain: &DomainId) -> Measured {
+        Measured::default()
+    }
+
+    /// Which documents made a row or a group. The workers are asked between two ticks; without questions this costs nothing.
+    ///
+    /// # Errors
+    /// [`ProvenanceError`], at the latest after `timeout`.
+    async fn provenance(
+        &self,
+        _question: ProvenanceQuestion,
+        _timeout: Duration,
+    ) -> Result<Explained, ProvenanceError> {
+        Err(ProvenanceError::Unavailable)
+    }
 }
 
 /// Things a principal may be allowed to do in a domain.

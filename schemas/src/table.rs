@@ -149,6 +149,12 @@ pub trait KeyIndex: fmt::Debug + Send + Sync {
     /// Places of the live rows whose first key column equals `key`, as (segment, row), valid for this version of the
     /// table only; `None` if the index has moved on and the caller has to scan.
     fn find(&self, table: &Table, key: &str) -> Option<Vec<(usize, usize)>>;
+
+    /// Bytes that it holds, estimated; without the texts of keys, which documents share. The versions of a table share one
+    /// index.
+    fn bytes(&self) -> usize {
+        0
+    }
 }
 
 /// One table of a snapshot.
@@ -170,6 +176,26 @@ pub struct Table {
     pub changed_at: Tick,
     /// Documents that this table could not evaluate.
     pub errors: usize,
+}
+
+impl Table {
+    /// Rows that are still held and no longer count.
+    #[must_use]
+    pub fn dead_rows(&self) -> usize {
+        self.segments.iter().map(|segment| segment.dead.count()).sum()
+    }
+
+    /// Bytes of its columns. Documents are held elsewhere.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.segments.iter().map(|segment| segment.batch.get_array_memory_size()).sum()
+    }
+
+    /// Bytes of its index, estimated.
+    #[must_use]
+    pub fn index_bytes(&self) -> usize {
+        self.index.as_ref().map_or(0, |index| index.bytes())
+    }
 }
 
 /// How far a build is.

@@ -258,13 +258,34 @@ async fn add(server: &Server, committed: &mut Committed) {
     let child = &children[0];
     let mother = committed.world.cases[child]["indices"][0]["referenced_id"].as_str().unwrap().to_owned();
     update(server, "rename-child", child, &[("case_name", "Renamed child")]).await;
-    update(server, "raise-risk", &mother, &[("case_name", "Renamed mother"), ("risk_level", "extreme")]).await;
+    let raised =
+        update(server, "raise-risk", &mother, &[("case_name", "Renamed mother"), ("risk_level", "extreme")]).await;
     let last = update(server, "change-cost", "referral-0", &[("cost", "1000")]).await;
     let rows = committed.compare(server, &REFERRALS, Some(last)).await.rows;
     let row = rows.iter().find(|row| row["doc_id"] == "referral-0").unwrap();
     assert_eq!((&row["child_name"], &row["mother_name"]), (&json!("Renamed child"), &json!("Renamed mother")));
     let groups = committed.compare(server, &REFERRALS_BY_RISK, Some(last)).await.rows;
     assert!(groups.iter().any(|row| row["mother_risk"] == "extreme"), "{groups:?}");
+    the_row_names_what_made_it(server, last, &mother, raised).await;
+}
+
+/// The row of a referral names its own form, and two steps away the mother with the form that touched her last.
+async fn the_row_names_what_made_it(server: &Server, own: Position, mother: &str, raised: Position) {
+    let told = server.read(&format!("api/millrace/v1/provenance?view=referrals&key=referral-0&wait_for={own}")).await;
+    let document = &told["document"];
+    assert_eq!((&document["form"], &document["position"]), (&json!("change-cost"), &json!(own)), "{told}");
+    assert!(document["visible_at"].is_string(), "{told}");
+    let asked = told["related"].as_array().unwrap();
+    let asked = asked.iter().find(|asked| asked["id"] == mother).unwrap_or_else(|| panic!("no mother in {told}"));
+    let mother = &asked["documents"][0];
+    let position: Position = mother["position"].as_str().unwrap().parse().unwrap();
+    // Forms of the workload may have touched her since.
+    let is_last = mother["form"] == "raise-risk" && position == raised;
+    assert!(is_last || position.sequence > raised.sequence, "{told}");
+    let held = "SELECT count FROM system.arrangements WHERE part = 'documents' AND name = 'case'";
+    assert!(server.sql(held, None).await.rows[0]["count"].as_u64().unwrap() > 0);
+    let lanes = server.sql("SELECT name, stalled FROM system.lag WHERE kind = 'lane'", None).await.rows;
+    assert!(lanes.iter().any(|lane| lane["name"] == own.lane.to_string()), "{lanes:?}");
 }
 
 async fn refer(server: &Server, number: usize, child: &str, reason: &str) {

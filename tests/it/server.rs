@@ -404,6 +404,13 @@ impl Server {
         self.try_sql(sql, wait_for).await.unwrap_or_else(|error| panic!("{sql}: {error}\n{}", self.log()))
     }
 
+    /// Reads JSON from the process that answers; refusals are failures.
+    pub(crate) async fn read(&self, path: &str) -> Value {
+        let reply = reply(self.request_to(self.answering(), Method::GET, path)).await.unwrap();
+        assert!(reply.status.is_success(), "{path}: {} {}", reply.status, reply.text);
+        serde_json::from_str(&reply.text).unwrap()
+    }
+
     /// A connection over the Postgres protocol, as the domain's administrator.
     pub(crate) async fn wire(&self) -> tokio_postgres::Client {
         self.answering().wire(DOMAIN, &self.password).await

@@ -121,7 +121,7 @@ fn progress(installed: &Installed) -> Progress {
 }
 
 /// Every name of an instance's table.
-fn names(instance: &Instance) -> Vec<TableName> {
+pub(super) fn names(instance: &Instance) -> Vec<TableName> {
     match &instance.logic {
         Logic::Rows(RowLogic::Source(source)) => {
             let mut names = vec![TableName::new("ucr", source.readable_name())];

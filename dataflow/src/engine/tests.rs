@@ -29,6 +29,7 @@ mod lanes;
 mod never_stale;
 
 mod fan_out;
+mod inside;
 mod restart;
 
 use restart::Blobs;
@@ -707,7 +708,7 @@ fn compare_domain(documents: &Present, domain: &DomainTables) {
 }
 
 async fn settled(dataflow: &Dataflow, position: Position) -> Arc<Snapshot> {
-    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let snapshot =
             dataflow.wait_for(&DomainId::new(DOMAIN).unwrap(), position, Duration::from_secs(30)).await.unwrap();
@@ -716,7 +717,7 @@ async fn settled(dataflow: &Dataflow, position: Position) -> Arc<Snapshot> {
         if views.iter().all(|view| view.state == ViewState::Live) {
             return snapshot;
         }
-        assert!(std::time::Instant::now() < deadline, "views did not become live: {views:?}");
+        assert!(Instant::now() < deadline, "views did not become live: {views:?}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
@@ -793,6 +794,8 @@ fn followed(steps: &[Step], mut workers: i64) {
                     let world = store.0.clone();
                     let snapshot = settled(&dataflow, last).await;
                     compare(&world.lock(), &snapshot);
+                    let documents = world.lock().documents.clone();
+                    inside::compare(&documents, &dataflow).await;
                 }
             }
         }

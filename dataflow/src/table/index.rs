@@ -71,6 +71,8 @@ struct Keys {
     gone: std::collections::VecDeque<(Tick, Arc<str>)>,
     /// Versions older than this may miss keys.
     swept: Tick,
+    /// Bytes of lists of row ids that lie outside their entries.
+    spilled: usize,
 }
 
 /// The index that the writer and all readers share. A lock because readers look up while the writer works; it is
@@ -92,22 +94,30 @@ impl Index {
         let mut keys = self.0.write();
         keys.entries.reserve(rows.len());
         for (key, id) in rows {
-            keys.entries.entry(key).or_insert_with(|| Entry { ids: SmallVec::new(), changed_at: tick }).ids.push(id);
+            let entry = keys.entries.entry(key).or_insert_with(|| Entry { ids: SmallVec::new(), changed_at: tick });
+            let before = spilled(&entry.ids);
+            entry.ids.push(id);
+            let after = spilled(&entry.ids);
+            keys.spilled += after - before;
         }
     }
 
     /// Sets the row ids of a key and returns those it had.
     pub(super) fn replace(&self, key: &Arc<str>, ids: SmallVec<[u64; 1]>, tick: Tick) -> SmallVec<[u64; 1]> {
         let mut keys = self.0.write();
+        let keys = &mut *keys;
         if ids.is_empty() {
             let Some(entry) = keys.entries.get_mut(key) else { return SmallVec::new() };
             entry.changed_at = tick;
             let old = std::mem::take(&mut entry.ids);
+            keys.spilled -= spilled(&old);
             keys.gone.push_back((tick, Arc::clone(key)));
             return old;
         }
+        keys.spilled += spilled(&ids);
         match keys.entries.get_mut(key) {
             Some(entry) => {
+                keys.spilled -= spilled(&entry.ids);
                 entry.changed_at = tick;
                 std::mem::replace(&mut entry.ids, ids)
             }
@@ -129,6 +139,11 @@ impl Index {
             }
         }
     }
+}
+
+/// Bytes of a list of row ids that does not fit into its entry.
+fn spilled(ids: &SmallVec<[u64; 1]>) -> usize {
+    if ids.spilled() { ids.capacity() * size_of::<u64>() } else { 0 }
 }
 
 /// The index as one published version sees it.
@@ -166,5 +181,10 @@ impl KeyIndex for VersionIndex {
             Some((part, self.parts.get(part)?.position(id)?))
         };
         ids.iter().map(|id| place(*id)).collect()
+    }
+
+    fn bytes(&self) -> usize {
+        let keys = self.index.0.read();
+        keys.entries.allocation_size() + keys.spilled
     }
 }

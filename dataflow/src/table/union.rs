@@ -59,4 +59,8 @@ impl KeyIndex for UnionIndex {
         }
         Some(found)
     }
+
+    fn bytes(&self) -> usize {
+        self.parts.iter().map(|(part, _)| part.index_bytes()).sum()
+    }
 }

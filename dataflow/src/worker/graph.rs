@@ -175,7 +175,7 @@ pub(super) fn aggregation<'s>(
     let aggregates = Rc::clone(&state.aggregates);
     let keyed = index.flat_map(move |(difference, time, diff): (Difference, u64, isize)| {
         let Reader::Index(no) = difference.reader else { return None };
-        let key = aggregates.borrow().index_key(no, &difference.row)?;
+        let key = aggregates.borrow().index_key(no, &difference.row, diff)?;
         Some(((key, difference.row), time, diff))
     });
     let indexed: VecCollection<'s, u64, (JoinKey, Row), isize> = keyed.as_collection();
@@ -191,7 +191,7 @@ pub(super) fn aggregation<'s>(
         let aggregates = Rc::clone(&state.aggregates);
         let (joining, finished) = open
             .inner
-            .flat_map(move |((view, rows), time, diff)| match aggregates.borrow().next(view, &rows) {
+            .flat_map(move |((view, rows), time, diff)| match aggregates.borrow().next(view, &rows, diff) {
                 Next::Join(key) => Some(Ok(((key, (view, rows)), time, diff))),
                 Next::Done => Some(Err(((view, rows), time, diff))),
                 Next::Drop => None,

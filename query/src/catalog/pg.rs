@@ -33,6 +33,7 @@ impl DomainCatalog {
         let tables = snapshot.domains.get(&self.domain).cloned().unwrap_or_default();
         Arc::new(Scope {
             snapshot,
+            reader: Arc::clone(&self.views),
             domain: self.domain.clone(),
             user: Arc::from(""),
             tables,

@@ -1,5 +1,5 @@
 //! The tables of schema `system` that are made for each statement: how fresh the snapshot is, which views there are and
-//! how they are doing, which tables there are.
+//! how they are doing, which tables there are, what the dataflow holds.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use schemas::table::{Table, ViewState, ViewStatus};
 
 use super::Scope;
 
+mod inside;
 mod previews;
 
 use previews::Previews;
@@ -20,7 +21,7 @@ use previews::Previews;
 pub(super) const SCHEMA: &str = "system";
 
 /// What they are called.
-pub(super) const NAMES: [&str; 4] = ["snapshot", "tables", "view_previews", "views"];
+pub(super) const NAMES: [&str; 6] = ["arrangements", "lag", "snapshot", "tables", "view_previews", "views"];
 
 /// Makes one of them, unless the snapshot has a table of that name.
 pub(super) fn table(scope: &Scope, schema: &str, name: &str) -> Option<Arc<dyn TableProvider>> {
@@ -31,6 +32,8 @@ pub(super) fn table(scope: &Scope, schema: &str, name: &str) -> Option<Arc<dyn T
         "snapshot" => snapshot(scope),
         "views" => views(scope),
         "tables" => tables(scope),
+        "arrangements" => inside::arrangements(scope),
+        "lag" => inside::lag(scope),
         "view_previews" => return Some(Arc::new(Previews::new(&scope.tables))),
         _ => return None,
     };
@@ -104,7 +107,7 @@ fn views(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
             _ => None,
         })
     };
-    Columns::default()
+    let columns = Columns::default()
         .texts("id", views().map(|view| Some(&view.id)))
         .texts("kind", views().map(|view| Some(view.kind)))
         .texts("table", views().map(|view| view.tables.first().map(ToString::to_string)))
@@ -135,14 +138,13 @@ fn views(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
         )
         .numbers("rows", views().map(|view| table(view).and_then(|table| count(table.live_rows))))
         .numbers("errors", views().map(|view| table(view).and_then(|table| count(table.errors))))
-        .numbers("changed_at_tick", views().map(|view| table(view).map(|table| table.changed_at.0)))
-        .done()
+        .numbers("changed_at_tick", views().map(|view| table(view).map(|table| table.changed_at.0)));
+    inside::of_views(scope, columns).done()
 }
 
 /// One row per name of a live table.
 fn tables(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
     let tables = || scope.tables.tables.iter();
-    let dead = |table: &Table| table.segments.iter().map(|segment| segment.dead.count()).sum::<usize>();
     let key = |table: &Table| {
         let names = table.schema.key.iter().filter_map(|at| table.schema.columns.get(*at));
         names.map(|column| column.name.as_str()).collect::<Vec<_>>().join(",")
@@ -153,7 +155,7 @@ fn tables(scope: &Scope) -> (SchemaRef, Vec<ArrayRef>) {
         .texts("key", tables().map(|(_, table)| Some(key(table))))
         .numbers("columns", tables().map(|(_, table)| count(table.schema.columns.len())))
         .numbers("rows", tables().map(|(_, table)| count(table.live_rows)))
-        .numbers("dead_rows", tables().map(|(_, table)| count(dead(table))))
+        .numbers("dead_rows", tables().map(|(_, table)| count(table.dead_rows())))
         .numbers("segments", tables().map(|(_, table)| count(table.segments.len())))
         .numbers("errors", tables().map(|(_, table)| count(table.errors)))
         .numbers("changed_at_tick", tables().map(|(_, table)| Some(table.changed_at.0)))

@@ -15,15 +15,15 @@ use crate::{
     engine::{Answer, Ask, Engine, Prepared},
 };
 
-struct Sql {
+pub(super) struct Sql {
     engine: Engine,
-    views: Arc<FakeViews>,
+    pub(super) views: Arc<FakeViews>,
     index: Arc<MapIndex>,
     max_rows: usize,
 }
 
 impl Sql {
-    fn new(moved: bool) -> Self {
+    pub(super) fn new(moved: bool) -> Self {
         let (table, index) = visits(moved);
         let views = FakeViews::new(world::snapshot(table, vec![]));
         let engine = Engine::new(Arc::clone(&views) as _, QueryConfig::default()).unwrap();
@@ -47,7 +47,7 @@ impl Sql {
     }
 
     /// The rows as text, cells joined by `|`.
-    async fn rows(&self, sql: &str) -> Vec<String> {
+    pub(super) async fn rows(&self, sql: &str) -> Vec<String> {
         rows(self.answer(sql).await.unwrap()).await
     }
 

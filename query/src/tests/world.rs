@@ -19,10 +19,15 @@ use arrow::{
 use async_trait::async_trait;
 use hashbrown::HashMap;
 use schemas::{
+    change::DocKind,
     doc::Doc,
-    id::{DomainId, UserId},
+    id::{DocId, DomainId, UserId},
+    inside::{
+        Arrival, Asked, Explained, Held, Measured, Members, Origin, Outcome, Provenance, ProvenanceError,
+        ProvenanceQuestion, ViewCost,
+    },
     port::{AuthError, Authenticator, Credentials, Permission, Principal, ViewReader, WaitError},
-    position::{Frontier, LaneId, Position, Sequence, Tick},
+    position::{Frontier, LaneId, Position, Sequence, Stamp, Tick},
     row::{Cell, Column, ColumnType, DECIMAL_PRECISION, DECIMAL_SCALE, TableSchema},
     table::{
         DeadRows, DomainTables, KeyIndex, Moment, Progress, Segment, Snapshot, Table, TableName, ViewState, ViewStatus,
@@ -146,6 +151,10 @@ impl KeyIndex for MapIndex {
     fn find(&self, _table: &Table, key: &str) -> Option<Vec<(usize, usize)>> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         (!self.moved).then(|| self.places.get(key).cloned().unwrap_or_default())
+    }
+
+    fn bytes(&self) -> usize {
+        7
     }
 }
 
@@ -451,6 +460,57 @@ impl ViewReader for FakeViews {
                 visible: self.snapshot().moment.complete_through.to_string(),
             }),
         }
+    }
+
+    fn measured(&self, domain: &DomainId) -> Measured {
+        if domain.as_str() != DOMAIN {
+            return Measured::default();
+        }
+        let held = |part, name: &str, count, bytes| Held { part, name: name.to_owned(), count, bytes };
+        let cost = |kind, view: &str, changes, nanos| ViewCost { kind, view: view.to_owned(), changes, nanos };
+        Measured {
+            held: vec![held("documents", "case", 4, Some(2048)), held("groups", "visits_by_month", 2, None)],
+            costs: vec![cost("data_source", "visits", 8, 20_000), cost("data_source", "slow", 0, 0)],
+        }
+    }
+
+    async fn provenance(&self, question: ProvenanceQuestion, _: Duration) -> Result<Explained, ProvenanceError> {
+        let snapshot = self.snapshot();
+        let origin = |id: &str, form: Option<&str>, arrival| Origin {
+            kind: DocKind::Case,
+            id: DocId::new(id).unwrap(),
+            stamp: Stamp(parse_micros("2024-01-01").unwrap()),
+            form: form.map(str::to_owned),
+            arrival,
+        };
+        let before = || Arrival::Before(parse_micros("2023-01-01").unwrap());
+        let row = |is_there, outcome, asked| Provenance::Rows {
+            document: origin("a", Some("f1"), before()),
+            is_there,
+            outcome,
+            asked,
+        };
+        let came = |visible_at| Arrival::Record { position: position(41), visible_at };
+        let asked = |id: &str, documents| Asked { relation: "case", id: id.to_owned(), documents };
+        let provenance = match (question.view.as_str(), question.key.as_deref()) {
+            ("visits", Some("a")) => {
+                let mother = origin("m", Some("f9"), came(parse_micros("2024-02-01")));
+                let asked = vec![asked("m", vec![mother, origin("n", None, came(None))]), asked("nobody", vec![])];
+                row(true, Outcome::Rows(2), asked)
+            }
+            ("visits", Some("failed")) => row(true, Outcome::Failed("too long".to_owned()), vec![]),
+            ("visits", Some("filtered")) => row(true, Outcome::Rows(0), vec![]),
+            ("visits", Some("gone")) => row(false, Outcome::Rows(0), vec![]),
+            ("visits", None) => return Err(ProvenanceError::NoKey),
+            ("slow", _) => return Err(ProvenanceError::NotReady { view: question.view }),
+            ("visits_by_month", key) => {
+                let joined = key == Some("[\"joined\"]");
+                let members = key.filter(|_| !joined).map(|_| Members { rows: 3, documents: vec!["a".to_owned()] });
+                Provenance::Groups { sources: vec![TableName::new("ucr", "visits")], members }
+            }
+            _ => return Err(ProvenanceError::UnknownView { view: question.view }),
+        };
+        Ok(Explained { provenance, snapshot })
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) fn drive(
     test: impl Fn(&mut Driven<'_>) + Send + Sync + 'static,
 ) {
     let workers = config.workers;
-    let ran = peers::run(workers, move |mut lead| {
+    let ran = peers::run(workers, Meters::default(), move |mut lead| {
         let run_tick: RunTick<'_> = Box::new(|batch, shares| lead.tick(batch, shares));
         let wall = Arc::new(SetClock(AtomicI64::new(now)));
         let publisher = Arc::new(Publisher::new());

@@ -208,7 +208,7 @@ async fn shown(dataflow: &Dataflow, position: Position) -> Arc<Snapshot> {
 
 /// When the two domains' own lanes were last heard of, in seconds, once the first domain's is that.
 async fn heard_of(driven: &Driven, first: i64) -> [i64; 2] {
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     loop {
         let snapshot = driven.dataflow.snapshot();
         let seconds = domains().map(|domain| snapshot.seen_at(&domain) / 1_000_000);

@@ -124,7 +124,7 @@ async fn check(store: &Store, dataflow: &Dataflow) {
 /// Waits for a checkpoint that holds everything, of which the log knows, and beside which nothing is left.
 async fn checkpointed(store: &Store, blobs: &Blobs) {
     let (last, head) = (head(store).sequence.0, head(store).to_string());
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     let named = |manifest: Value| -> Vec<String> {
         let files = ["documents", "segments"].into_iter().flat_map(|kind| manifest[kind].as_array().unwrap().clone());
         let mut names: Vec<String> =
@@ -140,7 +140,7 @@ async fn checkpointed(store: &Store, blobs: &Blobs) {
         if done && kept == last && blobs.manifest().map(named) == Some(blobs.names()) {
             return;
         }
-        assert!(std::time::Instant::now() < deadline, "no checkpoint of {head}: {:?}", blobs.manifest());
+        assert!(Instant::now() < deadline, "no checkpoint of {head}: {:?}", blobs.manifest());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

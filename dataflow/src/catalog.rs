@@ -869,6 +869,11 @@ impl Catalog {
         inputs(&self.instances, no)
     }
 
+    /// Readers see what was found at the start: from now on builds keep to their limits.
+    pub(crate) const fn started(&mut self) {
+        self.queue.started();
+    }
+
     /// True while anything is being built.
     pub(crate) fn building(&self) -> bool {
         self.definitions.values().any(|definition| definition.building.is_some() && definition.pause.is_none())

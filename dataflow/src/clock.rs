@@ -421,6 +421,7 @@ impl<R: FnMut(&TickBatch, Vec<Share>) -> Result<Vec<Report>, DataflowError>> Tic
         }
         self.publisher.publish(snapshot);
         self.window.published(as_of, &self.behind);
+        self.catalog.started();
         if !ready {
             self.publisher.set_ready();
         }

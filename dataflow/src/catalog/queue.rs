@@ -12,6 +12,8 @@ use crate::{config::DataflowConfig, view::ViewNo};
 pub(super) struct Queue {
     at_once: usize,
     per_domain: usize,
+    /// Nobody reads yet, so all may go on at once.
+    starting: bool,
     waiting: BTreeSet<ViewNo>,
     running: BTreeMap<ViewNo, DomainId>,
 }
@@ -21,9 +23,15 @@ impl Queue {
         Self {
             at_once: config.builds_at_once.get(),
             per_domain: config.builds_per_domain.get(),
+            starting: true,
             waiting: BTreeSet::new(),
             running: BTreeMap::new(),
         }
+    }
+
+    /// Keeps to the limits from now on.
+    pub(super) const fn started(&mut self) {
+        self.starting = false;
     }
 
     /// Lets a build wait for its turn.
@@ -48,7 +56,7 @@ impl Queue {
         domain: impl Fn(ViewNo) -> Option<&'d DomainId>,
         reads: impl Fn(ViewNo) -> R,
     ) -> Option<ViewNo> {
-        if self.running.len() >= self.at_once {
+        if self.running.len() >= self.at_once && !self.starting {
             return None;
         }
         let can = || self.waiting.iter().copied().filter(|no| !reads(*no).any(|input| self.waits(input)));
@@ -74,6 +82,7 @@ mod tests {
         let config =
             DataflowConfig { builds_at_once: limit(3), builds_per_domain: limit(2), ..DataflowConfig::default() };
         let mut queue = Queue::new(&config);
+        queue.started();
         (1..=7).for_each(|no| queue.enter(ViewNo(no)));
         // The sixth and seventh are the other domain's; the third reads the fourth.
         let domain = |no: ViewNo| Some(if no.0 > 5 { &b } else { &a });

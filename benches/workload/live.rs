@@ -96,6 +96,18 @@ impl Live {
         Ok(self.dataflow.wait_for(domain, position, DEADLINE).await?)
     }
 
+    /// How long the dataflow takes to say that nothing newer was missing.
+    pub(crate) async fn idle_tick(&self) -> anyhow::Result<Duration> {
+        let before = self.dataflow.snapshot().sources_seen_at;
+        let started = Instant::now();
+        self.say(SourceEvent::Idle).await?;
+        while self.dataflow.snapshot().sources_seen_at <= before {
+            anyhow::ensure!(started.elapsed() < Duration::from_secs(10), "an idle tick was not published");
+            std::thread::yield_now();
+        }
+        Ok(started.elapsed())
+    }
+
     /// Waits until there is a snapshot and all its views are live.
     pub(crate) async fn settled(&self) -> anyhow::Result<Arc<Snapshot>> {
         let begun = Instant::now();
